@@ -1,0 +1,333 @@
+/**
+ * Matrix product C = alpha · A · B (+ C), single precision, after Goto & van de Geijn (2008): operands are packed into
+ * panels that the micro-kernel reads in order, a 6 × 8 tile of C stays in twelve vector registers over the whole inner loop.
+ * Strides describe transposed operands: element (i, k) of A is at a + (i·ars + k·acs)·4.
+ *
+ * Every element of C is computed by the same sequence of operations wherever the matrix is cut, since threads get whole tiles.
+ */
+import { float, int, ptr, scratch } from './control';
+import { madd, sum4 } from './simd';
+
+export const MR: i32 = 6;
+export const NR: i32 = 8;
+const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 96 KiB, in the level-2 cache
+const KC: i32 = 256; // depth of a block: a panel of B is KC·NR·4 = 8 KiB, in the level-1 cache
+const NC: i32 = 1024; // columns of B packed at once: 1 MiB
+
+/** Scratch bytes that `product` uses: one packed block of A, one of B, one tile. */
+export function productScratch(): usize {
+  return <usize>(MC * KC + KC * NC + MR * NR) << 2;
+}
+
+const F32: i32 = 0;
+const BF16: i32 = 1;
+
+// @ts-ignore: decorator
+@inline
+function half(bits: u32): f32 {
+  // IEEE binary16 to binary32: shift the fields into place and rescale, which also covers subnormals
+  const magic = reinterpret<f32>(<u32>(254 - 15) << 23);
+  let value = reinterpret<u32>(reinterpret<f32>((bits & 0x7fff) << 13) * magic);
+  if ((bits & 0x7c00) == 0x7c00) value |= 0xff << 23;
+  return reinterpret<f32>(value | ((bits & 0x8000) << 16));
+}
+
+// @ts-ignore: decorator
+@inline
+function loadAs(p: usize, index: isize, type: i32): f32 {
+  if (type == F32) return load<f32>(p + (index << 2));
+  const bits = <u32>load<u16>(p + (index << 1));
+  return type == BF16 ? reinterpret<f32>(bits << 16) : half(bits);
+}
+
+/** Packs `rows` × `depth` of A into panels [rows / 6][depth][6], zero-filled. */
+function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, depth: i32): void {
+  for (let i = 0; i < rows; i += MR) {
+    const live = min(MR, rows - i);
+    const from = a + ((<isize>i * rs) << 2);
+    if (live == MR && cs == 1) {
+      const r1 = from + (rs << 2), r2 = r1 + (rs << 2), r3 = r2 + (rs << 2), r4 = r3 + (rs << 2), r5 = r4 + (rs << 2);
+      let k = 0;
+      for (; k + 4 <= depth; k += 4) {
+        const o = <usize>k << 2;
+        const a0 = v128.load(from + o), a1 = v128.load(r1 + o), a2 = v128.load(r2 + o), a3 = v128.load(r3 + o);
+        const a4 = v128.load(r4 + o), a5 = v128.load(r5 + o);
+        const t0 = v128.shuffle<i32>(a0, a1, 0, 4, 1, 5), t1 = v128.shuffle<i32>(a2, a3, 0, 4, 1, 5);
+        const t2 = v128.shuffle<i32>(a0, a1, 2, 6, 3, 7), t3 = v128.shuffle<i32>(a2, a3, 2, 6, 3, 7);
+        const u0 = v128.shuffle<i32>(a4, a5, 0, 4, 1, 5), u1 = v128.shuffle<i32>(a4, a5, 2, 6, 3, 7);
+        v128.store(to, v128.shuffle<i64>(t0, t1, 0, 2));
+        v128.store64_lane(to, u0, 0, 16);
+        v128.store(to, v128.shuffle<i64>(t0, t1, 1, 3), 24);
+        v128.store64_lane(to, u0, 1, 40);
+        v128.store(to, v128.shuffle<i64>(t2, t3, 0, 2), 48);
+        v128.store64_lane(to, u1, 0, 64);
+        v128.store(to, v128.shuffle<i64>(t2, t3, 1, 3), 72);
+        v128.store64_lane(to, u1, 1, 88);
+        to += 96;
+      }
+      for (; k < depth; k++) {
+        const o = <usize>k << 2;
+        store<f32>(to, load<f32>(from + o));
+        store<f32>(to, load<f32>(r1 + o), 4);
+        store<f32>(to, load<f32>(r2 + o), 8);
+        store<f32>(to, load<f32>(r3 + o), 12);
+        store<f32>(to, load<f32>(r4 + o), 16);
+        store<f32>(to, load<f32>(r5 + o), 20);
+        to += 24;
+      }
+    } else if (live == MR && rs == 1) {
+      let p = from;
+      for (let k = 0; k < depth; k++) {
+        v128.store(to, v128.load(p));
+        store<u64>(to, load<u64>(p, 16), 16);
+        p += cs << 2;
+        to += 24;
+      }
+    } else {
+      for (let k = 0; k < depth; k++) {
+        for (let r = 0; r < MR; r++) {
+          store<f32>(to + (<usize>r << 2), r < live ? load<f32>(from + ((<isize>r * rs + <isize>k * cs) << 2)) : 0);
+        }
+        to += 24;
+      }
+    }
+  }
+}
+
+/** Packs `depth` × `columns` of B into panels [columns / 8][depth][8], zero-filled, converted to f32. */
+function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32): void {
+  for (let j = 0; j < columns; j += NR) {
+    const live = min(NR, columns - j);
+    if (type == F32 && live == NR && cs == 1) {
+      let p = b + (<usize>j << 2);
+      for (let k = 0; k < depth; k++) {
+        v128.store(to, v128.load(p));
+        v128.store(to, v128.load(p, 16), 16);
+        p += rs << 2;
+        to += 32;
+      }
+    } else if (type != F32 && live == NR && cs == 1) {
+      let p = b + (<usize>j << 1);
+      for (let k = 0; k < depth; k++) {
+        if (type == BF16) {
+          const v = v128.load(p);
+          v128.store(to, i32x4.shl(i32x4.extend_low_i16x8_u(v), 16));
+          v128.store(to, i32x4.shl(i32x4.extend_high_i16x8_u(v), 16), 16);
+        } else {
+          for (let c = 0; c < NR; c++) store<f32>(to + (<usize>c << 2), loadAs(p, c, type));
+        }
+        p += rs << 1;
+        to += 32;
+      }
+    } else if (live == NR && rs == 1 && type != 2) {
+      // rows of the stored matrix run along k: transpose 4 × 8 at a time
+      const bytes: usize = type == F32 ? 2 : 1;
+      const step = cs << bytes;
+      const p0 = b + ((<isize>j * cs) << bytes);
+      let k = 0;
+      for (; k + 4 <= depth; k += 4) {
+        let p = p0 + (<usize>k << bytes);
+        const b0 = load4(p, type); p += step;
+        const b1 = load4(p, type); p += step;
+        const b2 = load4(p, type); p += step;
+        const b3 = load4(p, type); p += step;
+        const b4 = load4(p, type); p += step;
+        const b5 = load4(p, type); p += step;
+        const b6 = load4(p, type); p += step;
+        const b7 = load4(p, type);
+        const t0 = v128.shuffle<i32>(b0, b1, 0, 4, 1, 5), t1 = v128.shuffle<i32>(b2, b3, 0, 4, 1, 5);
+        const t2 = v128.shuffle<i32>(b0, b1, 2, 6, 3, 7), t3 = v128.shuffle<i32>(b2, b3, 2, 6, 3, 7);
+        const t4 = v128.shuffle<i32>(b4, b5, 0, 4, 1, 5), t5 = v128.shuffle<i32>(b6, b7, 0, 4, 1, 5);
+        const t6 = v128.shuffle<i32>(b4, b5, 2, 6, 3, 7), t7 = v128.shuffle<i32>(b6, b7, 2, 6, 3, 7);
+        v128.store(to, v128.shuffle<i64>(t0, t1, 0, 2));
+        v128.store(to, v128.shuffle<i64>(t4, t5, 0, 2), 16);
+        v128.store(to, v128.shuffle<i64>(t0, t1, 1, 3), 32);
+        v128.store(to, v128.shuffle<i64>(t4, t5, 1, 3), 48);
+        v128.store(to, v128.shuffle<i64>(t2, t3, 0, 2), 64);
+        v128.store(to, v128.shuffle<i64>(t6, t7, 0, 2), 80);
+        v128.store(to, v128.shuffle<i64>(t2, t3, 1, 3), 96);
+        v128.store(to, v128.shuffle<i64>(t6, t7, 1, 3), 112);
+        to += 128;
+      }
+      for (; k < depth; k++) {
+        for (let c = 0; c < NR; c++) store<f32>(to + (<usize>c << 2), loadAs(b, <isize>(j + c) * cs + k, type));
+        to += 32;
+      }
+    } else {
+      for (let k = 0; k < depth; k++) {
+        for (let c = 0; c < NR; c++) {
+          store<f32>(to + (<usize>c << 2), c < live ? loadAs(b, <isize>k * rs + <isize>(j + c) * cs, type) : 0);
+        }
+        to += 32;
+      }
+    }
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function load4(p: usize, type: i32): v128 {
+  return type == F32 ? v128.load(p) : i32x4.shl(v128.load16x4_u(p), 16);
+}
+
+// @ts-ignore: decorator
+@inline
+function put(c: usize, lo: v128, hi: v128, alpha: v128, add: bool): void {
+  if (add) {
+    v128.store(c, f32x4.add(v128.load(c), f32x4.mul(alpha, lo)));
+    v128.store(c, f32x4.add(v128.load(c, 16), f32x4.mul(alpha, hi)), 16);
+  } else {
+    v128.store(c, f32x4.mul(alpha, lo));
+    v128.store(c, f32x4.mul(alpha, hi), 16);
+  }
+}
+
+/** One 6 × 8 tile: C = alpha · (packed A panel) · (packed B panel), added to C when `add`. */
+function tile(depth: i32, a: usize, b: usize, c: usize, ldc: isize, scale: f32, add: bool): void {
+  let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+  let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
+  for (const end = b + (<usize>depth << 5); b < end; b += 32) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load32_splat(a);
+    c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
+    x = v128.load32_splat(a, 4);
+    c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
+    x = v128.load32_splat(a, 8);
+    c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
+    x = v128.load32_splat(a, 12);
+    c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
+    x = v128.load32_splat(a, 16);
+    c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
+    x = v128.load32_splat(a, 20);
+    c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
+    a += 24;
+  }
+  const step = ldc << 2;
+  const alpha = f32x4.splat(scale);
+  put(c, c00, c01, alpha, add); c += step;
+  put(c, c10, c11, alpha, add); c += step;
+  put(c, c20, c21, alpha, add); c += step;
+  put(c, c30, c31, alpha, add); c += step;
+  put(c, c40, c41, alpha, add); c += step;
+  put(c, c50, c51, alpha, add);
+}
+
+/** C[m, n] (row stride ldc) = alpha · A · B, added to C when `accumulate`. One thread; `work` has `productScratch()` bytes. */
+export function product(
+  m: i32, n: i32, k: i32,
+  a: usize, ars: isize, acs: isize,
+  b: usize, brs: isize, bcs: isize, type: i32,
+  c: usize, ldc: isize,
+  alpha: f32, accumulate: bool, work: usize,
+): void {
+  const packedA = work;
+  const packedB = packedA + (<usize>(MC * KC) << 2);
+  const edge = packedB + (<usize>(KC * NC) << 2);
+  const shift: usize = type == F32 ? 2 : 1;
+  if (k == 0 && !accumulate) {
+    for (let i = 0; i < m; i++) memory.fill(c + ((<isize>i * ldc) << 2), 0, <usize>n << 2);
+    return;
+  }
+  for (let j0 = 0; j0 < n; j0 += NC) {
+    const nc = min(NC, n - j0);
+    for (let k0 = 0; k0 < k; k0 += KC) {
+      const kc = min(KC, k - k0);
+      const add = accumulate || k0 > 0;
+      packB(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shift), brs, bcs, kc, nc, type);
+      for (let i0 = 0; i0 < m; i0 += MC) {
+        const mc = min(MC, m - i0);
+        packA(packedA, a + ((<isize>i0 * ars + <isize>k0 * acs) << 2), ars, acs, mc, kc);
+        for (let j = 0; j < nc; j += NR) {
+          const panelB = packedB + (<usize>(j * kc) << 2);
+          const wide = min(NR, nc - j);
+          for (let i = 0; i < mc; i += MR) {
+            const panelA = packedA + (<usize>(i * kc) << 2);
+            const at = c + ((<isize>(i0 + i) * ldc + <isize>(j0 + j)) << 2);
+            const high = min(MR, mc - i);
+            if (high == MR && wide == NR) {
+              tile(kc, panelA, panelB, at, ldc, alpha, add);
+            } else {
+              tile(kc, panelA, panelB, edge, NR, alpha, false);
+              for (let r = 0; r < high; r++) {
+                const to = at + ((<isize>r * ldc) << 2);
+                const from = edge + (<usize>(r * NR) << 2);
+                for (let q = 0; q < wide; q++) {
+                  const o = <usize>q << 2;
+                  store<f32>(to + o, add ? load<f32>(to + o) + load<f32>(from + o) : load<f32>(from + o));
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/**
+ * The job: tasks are batch × tiles of the cut dimension.
+ * Slots: 0 a, 1 b, 2 c, 3 m, 4 n, 5 k, 6 ars, 7 acs, 8 brs, 9 bcs, 10 strideA, 11 strideB (elements), 12 type of b,
+ * 13 alpha, 14 accumulate, 15 cut (0 columns, 1 rows), 16 tiles of the cut dimension.
+ */
+export function gemm(begin: i32, end: i32): void {
+  const a = ptr(0), b = ptr(1), c = ptr(2);
+  const m = int(3), n = int(4), k = int(5);
+  const ars = <isize>int(6), acs = <isize>int(7), brs = <isize>int(8), bcs = <isize>int(9);
+  const type = int(12);
+  const shift: usize = type == F32 ? 2 : 1;
+  const alpha = float(13);
+  const accumulate = int(14) != 0;
+  const rows = int(15) != 0;
+  const tiles = int(16);
+  const work = scratch();
+  while (begin < end) {
+    const batch = begin / tiles;
+    const first = begin - batch * tiles;
+    const last = min(tiles, first + (end - begin));
+    const ab = a + (<usize>(batch * int(10)) << 2);
+    const bb = b + (<usize>(batch * int(11)) << shift);
+    const cb = c + (<usize>(batch * m * n) << 2);
+    if (rows) {
+      const i = first * MR;
+      product(min(m, last * MR) - i, n, k, ab + ((<isize>i * ars) << 2), ars, acs, bb, brs, bcs, type, cb + (<usize>(i * n) << 2), n, alpha, accumulate, work);
+    } else {
+      const j = first * NR;
+      product(m, min(n, last * NR) - j, k, ab, ars, acs, bb + ((<isize>j * bcs) << shift), brs, bcs, type, cb + (<usize>j << 2), n, alpha, accumulate, work);
+    }
+    begin += last - first;
+  }
+}
+
+/**
+ * y[n] = alpha · W[n, k] · x (+ y): the product with one row, as in decoding. Rows of W are contiguous (brs = 1, bcs = stride).
+ * Slots as `gemm`; tasks are groups of 4 rows of W.
+ */
+export function gemv(begin: i32, end: i32): void {
+  const x = ptr(0), w = ptr(1), y = ptr(2);
+  const n = int(4), k = int(5), stride = <isize>int(9), type = int(12);
+  const alpha = float(13);
+  const accumulate = int(14) != 0;
+  const shift: usize = type == F32 ? 2 : 1;
+  for (let task = begin; task < end; task++) {
+    for (let j = task * 4, last = min(n, task * 4 + 4); j < last; j++) {
+      const row = w + ((<isize>j * stride) << shift);
+      let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
+      let i = 0;
+      if (type != 2) {
+        for (; i + 16 <= k; i += 16) {
+          const p = row + (<usize>i << shift), q = x + (<usize>i << 2);
+          const four: usize = <usize>4 << shift;
+          s0 = madd(load4(p, type), v128.load(q), s0);
+          s1 = madd(load4(p + four, type), v128.load(q, 16), s1);
+          s2 = madd(load4(p + 2 * four, type), v128.load(q, 32), s2);
+          s3 = madd(load4(p + 3 * four, type), v128.load(q, 48), s3);
+        }
+        for (; i + 4 <= k; i += 4) s0 = madd(load4(row + (<usize>i << shift), type), v128.load(x + (<usize>i << 2)), s0);
+      }
+      let sum = sum4(f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
+      for (; i < k; i++) sum += loadAs(row, i, type) * load<f32>(x + (<usize>i << 2));
+      const at = y + (<usize>j << 2);
+      store<f32>(at, accumulate ? load<f32>(at) + alpha * sum : alpha * sum);
+    }
+  }
+}

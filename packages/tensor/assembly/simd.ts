@@ -1,0 +1,92 @@
+/** Vector helpers. RELAXED is set by the build: 1 uses fused multiply-add, 0 keeps to standard SIMD. */
+
+// @ts-ignore: decorator
+@inline
+export function madd(a: v128, b: v128, c: v128): v128 {
+  // @ts-ignore: RELAXED comes from the command line of the compiler
+  if (RELAXED) return f32x4.relaxed_madd(a, b, c);
+  return f32x4.add(f32x4.mul(a, b), c);
+}
+
+// @ts-ignore: decorator
+@inline
+export function sum4(v: v128): f32 {
+  return f32x4.extract_lane(v, 0) + f32x4.extract_lane(v, 1) + (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3));
+}
+
+// @ts-ignore: decorator
+@inline
+export function max4(v: v128): f32 {
+  return max(max(f32x4.extract_lane(v, 0), f32x4.extract_lane(v, 1)), max(f32x4.extract_lane(v, 2), f32x4.extract_lane(v, 3)));
+}
+
+/**
+ * e^x with a relative error near 1e-7: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a polynomial for e^r, and 2^n by its exponent bits
+ * (Cody & Waite reduction; the coefficients are those of Cephes expf). Overflow gives Infinity, underflow 0, NaN stays.
+ */
+// @ts-ignore: decorator
+@inline
+export function exp4(x: v128): v128 {
+  const xc = f32x4.max(f32x4.min(x, f32x4.splat(88.72283)), f32x4.splat(-87.33654));
+  const n = f32x4.nearest(f32x4.mul(xc, f32x4.splat(1.44269504)));
+  let r = madd(n, f32x4.splat(-0.693359375), xc);
+  r = madd(n, f32x4.splat(2.12194440e-4), r);
+  let p = f32x4.splat(1.9875691500e-4);
+  p = madd(p, r, f32x4.splat(1.3981999507e-3));
+  p = madd(p, r, f32x4.splat(8.3334519073e-3));
+  p = madd(p, r, f32x4.splat(4.1665795894e-2));
+  p = madd(p, r, f32x4.splat(1.6666665459e-1));
+  p = madd(p, r, f32x4.splat(5.0000001201e-1));
+  p = madd(p, f32x4.mul(r, r), f32x4.add(r, f32x4.splat(1)));
+  // 2^n in two halves, so that n = 128 does not overflow the exponent before the product does
+  const i = i32x4.trunc_sat_f32x4_s(n);
+  const half = i32x4.shr_s(i, 1);
+  const one = i32x4.splat(127);
+  const scale1 = i32x4.shl(i32x4.add(half, one), 23);
+  const scale2 = i32x4.shl(i32x4.add(i32x4.sub(i, half), one), 23);
+  const y = f32x4.mul(f32x4.mul(p, scale1), scale2);
+  const over = f32x4.gt(x, f32x4.splat(88.72283));
+  const under = f32x4.lt(x, f32x4.splat(-87.33654));
+  return v128.andnot(v128.bitselect(f32x4.splat(f32.MAX_VALUE * 2), y, over), under);
+}
+
+/** 1 / (1 + e^−x). */
+// @ts-ignore: decorator
+@inline
+export function sigmoid4(x: v128): v128 {
+  const one = f32x4.splat(1);
+  return f32x4.div(one, f32x4.add(one, exp4(f32x4.neg(x))));
+}
+
+/** The first `count` (1–3) lanes at `p`, the rest zero. */
+// @ts-ignore: decorator
+@inline
+export function loadTail(p: usize, count: i32): v128 {
+  let v = f32x4.splat(0);
+  v = v128.load32_lane(p, v, 0);
+  if (count > 1) v = v128.load32_lane(p, v, 1, 4);
+  if (count > 2) v = v128.load32_lane(p, v, 2, 8);
+  return v;
+}
+
+// @ts-ignore: decorator
+@inline
+export function storeTail(p: usize, v: v128, count: i32): void {
+  v128.store32_lane(p, v, 0);
+  if (count > 1) v128.store32_lane(p, v, 1, 4);
+  if (count > 2) v128.store32_lane(p, v, 2, 8);
+}
+
+/** ln x for positive x: x = 2^e·m with m in [√½, √2), then the series of artanh((m − 1)/(m + 1)), in f64. */
+export function log1(x: f32): f32 {
+  const bits = reinterpret<u64>(<f64>x);
+  let e = <i32>(bits >> 52) - 1023;
+  let m = reinterpret<f64>((bits & 0x000fffffffffffff) | 0x3ff0000000000000);
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    e++;
+  }
+  const s = (m - 1) / (m + 1), z = s * s;
+  const series = 1 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11 + z * (1.0 / 13 + z / 15))))));
+  return <f32>(<f64>e * 0.6931471805599453 + 2 * s * series);
+}

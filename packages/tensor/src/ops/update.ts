@@ -1,0 +1,39 @@
+/** Ops that change a tensor in place: accumulation and optimiser steps. */
+import type { AdamWSpec, SgdSpec } from '../backend.js';
+import type { Tensor } from '../tensor.js';
+import { backendOf, expectDType, expectShape, expectThat, show } from './check.js';
+
+/** y ← y + alpha · x. */
+export function axpy(y: Tensor, x: Tensor, alpha = 1): void {
+  const backend = backendOf('axpy', y, x);
+  expectDType('axpy', 'y', y, 'f32');
+  expectDType('axpy', 'x', x, 'f32');
+  expectThat(x.size === y.size, 'axpy', `as many elements as ${show(y.shape)}`, show(x.shape));
+  y.replaceStorage(backend.axpy(y.storage, x.storage, y.size, alpha));
+}
+
+/** y ← y · factor, where factor is a tensor of one element. */
+export function scaleBy(y: Tensor, factor: Tensor): void {
+  const backend = backendOf('scaleBy', y, factor);
+  expectThat(factor.size === 1, 'scaleBy', 'a factor of one element', show(factor.shape));
+  y.replaceStorage(backend.scaleBy(y.storage, factor.storage, y.size));
+}
+
+/** One AdamW step on p with gradient g and moments m and v, all of one shape. */
+export function adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, spec: AdamWSpec): void {
+  const backend = backendOf('adamw', p, g, m, v);
+  for (const [name, t] of Object.entries({ g, m, v })) expectShape('adamw', name, t, p.shape);
+  const next = backend.adamw(p.storage, g.storage, m.storage, v.storage, p.size, spec);
+  p.replaceStorage(next.p);
+  m.replaceStorage(next.m);
+  v.replaceStorage(next.v);
+}
+
+/** One SGD step on p with gradient g and momentum buffer buf, all of one shape. */
+export function sgd(p: Tensor, g: Tensor, buf: Tensor, spec: SgdSpec): void {
+  const backend = backendOf('sgd', p, g, buf);
+  for (const [name, t] of Object.entries({ g, buf })) expectShape('sgd', name, t, p.shape);
+  const next = backend.sgd(p.storage, g.storage, buf.storage, p.size, spec);
+  p.replaceStorage(next.p);
+  buf.replaceStorage(next.buf);
+}
