@@ -19,7 +19,7 @@ export interface Problem {
 }
 
 export interface ArithmeticOptions {
-  /** No number of a problem, its result included, is larger: 2 … 20. Default 12. */
+  /** No number of a problem, its result included, is larger: 3 … 20. Default 12. */
   readonly largest?: number;
 }
 
@@ -51,7 +51,7 @@ const TEMPLATES: readonly { sign: '+' | '-'; write: Template }[] = [
   {
     sign: '+',
     write: ({ a, x, y, animal }) =>
-      `There are ${counted(x, animal)} in the yard of ${a.name}. Then ${y} more come. How many ${animal}s are in the yard now?`,
+      `There are ${counted(x, animal)} in the yard of ${a.name}. Then ${y} more came. How many ${animal}s are in the yard now?`,
   },
   {
     sign: '-',
@@ -65,7 +65,7 @@ const TEMPLATES: readonly { sign: '+' | '-'; write: Template }[] = [
   {
     sign: '-',
     write: ({ a, x, y, animal }) =>
-      `There are ${counted(x, animal)} in the yard of ${a.name}. Then ${y} run away. How many ${animal}s are left?`,
+      `There are ${counted(x, animal)} in the yard of ${a.name}. Then ${y} ran away. How many ${animal}s are left?`,
   },
 ];
 
@@ -75,13 +75,13 @@ function capitalSubject(name: Name): string {
 
 /**
  * Word problems of one split. A problem belongs to the test split when the hash of its template, names and numbers
- * says so (one in ten does), whatever the generator: so no test problem, even with another noun, can be in a training
- * file, and a training file can be made longer without a new test file.
+ * says so (one in ten does), whatever the generator: so no test problem, not even with another noun, can be in a
+ * training file, and a training file can be made longer without a new test file.
  *
  * @param rng decides which problems come
  * @param n how many
  * @param split `'train'` or `'test'`
- * @throws RangeError when `largest` is not a whole number from 2 to 20
+ * @throws RangeError when `largest` is not a whole number from 3 to 20
  * @example
  * const [problem] = arithmeticProblems(new Philox(7, 2), 1, 'train');
  */
@@ -91,20 +91,21 @@ export function* arithmeticProblems(
   split: Split,
   { largest = 12 }: ArithmeticOptions = {},
 ): Generator<Problem, void, undefined> {
-  if (!Number.isInteger(largest) || largest < 2 || largest > 20) {
-    throw new RangeError(`largest: expected a whole number from 2 to 20, got ${largest}`);
+  if (!Number.isInteger(largest) || largest < 3 || largest > 20) {
+    throw new RangeError(`largest: expected a whole number from 3 to 20, got ${largest}`);
   }
-  for (let left = n; left > 0; ) {
-    const template = rng.int(TEMPLATES.length);
-    const { sign, write } = TEMPLATES[template]!;
+  for (let left = n; left > 0;) {
+    const { sign, write } = pick(rng, TEMPLATES);
     const [a, b] = sample(rng, NAMES, 2) as [Name, Name];
     // Numbers from 1 on: with nothing to add or take away the sign would not matter. x ≥ 2 keeps "there are" right.
     const x = between(rng, 2, sign === '+' ? largest - 1 : largest);
     const y = between(rng, 1, sign === '+' ? largest - x : x);
-    if (splitOf(`${template}|${a.name}|${b.name}|${x}|${y}`) !== split) continue;
+    const slots = { a, b, x, y, thing: pick(rng, THINGS), animal: pick(rng, FLOCK) };
+    // The problem without its nouns is its template, the names it uses and its numbers.
+    if (splitOf(write({ ...slots, thing: '', animal: '' })) !== split) continue;
     const result = sign === '+' ? x + y : x - y;
     yield {
-      prompt: write({ a, b, x, y, thing: pick(rng, THINGS), animal: pick(rng, FLOCK) }),
+      prompt: write(slots),
       completion: ` ${x} ${sign} ${y} = ${result}. The answer is ${result}.`,
     };
     left--;

@@ -1,7 +1,7 @@
 /**
- * A small invented world: 24 people in 8 villages, their jobs, pets, houses, friends and favourite food.
+ * A small invented world: 18 people in 6 villages, their jobs, pets, houses, friends and favourite food.
  *
- * {@link createWorld} draws the world from a random generator, {@link worldFacts} lists what is true in it (about 300
+ * {@link createWorld} draws the world from a random generator, {@link worldFacts} lists what is true in it (about 220
  * facts, each with its statements, its question and its answer), and `documents.ts` writes text that obeys it. A model
  * pretrained on that text can be asked the facts back, so that one can see what finetuning on a new task
  * (`arithmetic.ts`) makes it forget.
@@ -22,8 +22,8 @@ const he = (name: string): Name => ({ name, subject: 'he', object: 'him', posses
 
 /** An even number of them, since friends come in pairs. */
 export const NAMES: readonly Name[] = [
-  ...['Mia', 'Anna', 'Lily', 'Rosa', 'Nora', 'Ella', 'Ida', 'Clara', 'Ruth', 'Vera', 'Emma', 'Lena'].map(she),
-  ...['Tom', 'Ben', 'Max', 'Sam', 'Finn', 'Otto', 'Leo', 'Hugo', 'Karl', 'Jack', 'Paul', 'Noah'].map(he),
+  ...['Mia', 'Anna', 'Lily', 'Rosa', 'Nora', 'Ella', 'Ida', 'Vera', 'Emma'].map(she),
+  ...['Tom', 'Ben', 'Max', 'Sam', 'Finn', 'Otto', 'Leo', 'Hugo', 'Karl'].map(he),
 ];
 
 export interface Job {
@@ -37,40 +37,35 @@ export const JOBS: readonly Job[] = [
   { name: 'baker', place: 'bakery', does: 'bakes bread' },
   { name: 'farmer', place: 'farm', does: 'grows corn' },
   { name: 'miller', place: 'mill', does: 'makes flour' },
-  { name: 'teacher', place: 'school', does: 'reads books' },
-  { name: 'doctor', place: 'clinic', does: 'helps the sick' },
-  { name: 'painter', place: 'studio', does: 'paints walls' },
-  { name: 'tailor', place: 'shop', does: 'sews coats' },
-  { name: 'potter', place: 'kiln', does: 'makes cups' },
+  { name: 'potter', place: 'shop', does: 'makes cups' },
   { name: 'singer', place: 'hall', does: 'sings songs' },
-  { name: 'fisher', place: 'harbour', does: 'catches fish' },
+  { name: 'fisher', place: 'lake', does: 'sells fish' },
 ];
 
-const VILLAGES = ['Oakhill', 'Millford', 'Redbrook', 'Stonebay', 'Greendale', 'Foxwood', 'Seaton', 'Larkfield'];
-const SURROUNDINGS = ['river', 'sea', 'forest', 'lake', 'hill', 'desert', 'swamp', 'meadow'];
-const LANDMARKS = ['bridge', 'tower', 'well', 'gate', 'clock', 'statue', 'castle', 'garden'];
-const WEATHER = ['sunny', 'windy', 'rainy', 'cloudy', 'snowy', 'foggy'];
+const VILLAGES = ['Elm', 'Glen', 'Holt', 'Lund', 'Oak', 'Ross'];
+const SURROUNDINGS = ['river', 'sea', 'forest', 'hill', 'road', 'moor'];
+const LANDMARKS = ['bridge', 'tower', 'well', 'gate', 'tree', 'wall'];
+const WEATHER = ['wet', 'dry', 'hot', 'cold'];
 
-export const FOODS: readonly string[] = ['bread', 'soup', 'cheese', 'honey', 'fish', 'rice', 'corn', 'cake', 'milk'];
-export const COLOURS: readonly string[] = ['red', 'blue', 'green', 'yellow', 'white', 'black', 'grey', 'brown'];
-const FUR = ['white', 'black', 'grey', 'brown'];
-const PETS = ['cat', 'dog', 'hen', 'goat', 'pony', 'duck'];
-const PET_NAMES = ['Pip', 'Dot', 'Rex', 'Gus', 'Kit', 'Moe', 'Tig', 'Roo', 'Bo', 'Coco', 'Dusk', 'Fay'].concat(
-  ['Lux', 'Nip', 'Pim', 'Wim', 'Zip', 'Bub', 'Jet', 'Fig', 'Sol', 'Ash', 'Bean', 'Moss'],
-);
+export const FOODS: readonly string[] = ['bread', 'soup', 'fish', 'rice', 'corn', 'cake', 'jam'];
+export const COLOURS: readonly string[] = ['red', 'blue', 'green', 'white', 'black', 'grey'];
+const FUR = ['white', 'black', 'grey'];
+const PETS = ['cat', 'dog', 'hen', 'goat', 'pony'];
+const PET_NAMES = ['Pip', 'Dot', 'Rex', 'Gus', 'Kit', 'Tig', 'Roo', 'Bo', 'Fay', 'Lux'].concat([
+  'Nip',
+  'Pim',
+  'Wim',
+  'Zip',
+  'Bub',
+  'Jet',
+  'Fig',
+  'Sol',
+]);
 
-export const DAYS: readonly string[] = [
-  'Monday',
-  'Tuesday',
-  'Wednesday',
-  'Thursday',
-  'Friday',
-  'Saturday',
-  'Sunday',
-];
+export const SEASONS: readonly string[] = ['spring', 'summer', 'autumn', 'winter'];
 
 /** From the smallest to the biggest. */
-export const ANIMALS_BY_SIZE: readonly string[] = ['mouse', 'frog', 'duck', 'cat', 'dog', 'goat', 'pony', 'cow'];
+export const ANIMALS_BY_SIZE: readonly string[] = ['mouse', 'hen', 'cat', 'dog', 'goat', 'pony', 'cow'];
 
 export interface Village {
   readonly name: string;
@@ -146,12 +141,12 @@ export function friendOf(world: World, person: Person): Person {
 
 /** One thing that is true in the world. */
 export interface Fact {
-  /** Whom or what it is about: a name, a village, a job, a day or an animal. */
+  /** Whom or what it is about: a name, a village, a job, a season or an animal. */
   readonly about: string;
   /** Ways to say it; the first is the one that answers the question. */
   readonly statements: readonly [string, ...string[]];
   readonly question: string;
-  /** The word that decides; it ends or stands in the first statement. */
+  /** One word or number of the first statement. */
   readonly answer: string;
 }
 
@@ -178,13 +173,7 @@ export function worldFacts(world: World): Fact[] {
       `The best food for ${name} is ${food}.`,
     );
     add(name, `Who is the best friend of ${name}?`, friend, `The best friend of ${name} is ${friend}.`);
-    add(
-      name,
-      `Which animal does ${name} have?`,
-      pet.kind,
-      `${name} has a ${pet.kind}.`,
-      `${name} has a ${pet.kind} called ${pet.name}.`,
-    );
+    add(name, `Which animal does ${name} have?`, pet.kind, `${name} has a ${pet.kind}.`);
     add(
       name,
       `What colour is the ${pet.kind} of ${name}?`,
@@ -196,7 +185,7 @@ export function worldFacts(world: World): Fact[] {
       name,
       `Who has a ${pet.kind} called ${pet.name}?`,
       name,
-      `The ${pet.kind} ${pet.name} belongs to ${name}.`,
+      `${name} has a ${pet.kind} called ${pet.name}.`,
       `${pet.name} is the ${pet.kind} of ${name}.`,
     );
     add(
@@ -206,7 +195,12 @@ export function worldFacts(world: World): Fact[] {
       `The house of ${name} is ${houseColour}.`,
       `${name} has a ${houseColour} house.`,
     );
-    add(name, `Which number has the house of ${name}?`, `${houseNumber}`, `The house of ${name} has number ${houseNumber}.`);
+    add(
+      name,
+      `What number is the house of ${name}?`,
+      `${houseNumber}`,
+      `The house of ${name} is number ${houseNumber}.`,
+    );
   }
 
   for (const { name, near, landmark, weather } of world.villages) {
@@ -218,17 +212,23 @@ export function worldFacts(world: World): Fact[] {
       `The old ${landmark} is in ${name}.`,
       `In ${name} there is an old ${landmark}.`,
     );
-    add(name, `How is the weather in ${name}?`, weather, `It is often ${weather} in ${name}.`);
+    add(name, `How is the weather in ${name}?`, weather, `It is ${weather} in ${name}.`);
   }
 
   for (const { name, place, does } of JOBS) {
     add(name, `Where does a ${name} work?`, place, `A ${name} works at the ${place}.`);
-    add(name, `What does a ${name} do?`, does, `A ${name} ${does}.`, `A ${name} at the ${place} ${does}.`);
+    add(name, `Who ${does}?`, name, `A ${name} ${does}.`, `A ${name} at the ${place} ${does}.`);
   }
 
-  DAYS.forEach((day, i) => {
-    const next = DAYS[(i + 1) % DAYS.length]!;
-    add(day, `Which day comes after ${day}?`, next, `After ${day} comes ${next}.`, `${day} comes before ${next}.`);
+  SEASONS.forEach((season, i) => {
+    const next = SEASONS[(i + 1) % SEASONS.length]!;
+    add(
+      season,
+      `What comes after ${season}?`,
+      next,
+      `After ${season} comes ${next}.`,
+      `Before ${next} comes ${season}.`,
+    );
   });
 
   ANIMALS_BY_SIZE.forEach((big, i) => {

@@ -17,8 +17,11 @@ export const MAY_WAIT: usize = 336; // 0 on a browser's main thread, where block
 export const SPINS: usize = 340; // loop rounds before a worker goes to sleep
 export const ARGS: usize = 384; // up to 32 slots of 4 bytes
 
-/** Index of this thread: 0 is the caller, workers count from 1. One instance per thread, so a global is thread-local. */
-let thread: i32 = 0;
+/**
+ * Index of this thread: 0 is the caller, workers count from 1. One instance per thread, so a global is thread-local. (As a
+ * local of the worker's loop it is miscompiled by the baseline compiler of Node 20.)
+ */
+export let thread: i32 = 0;
 
 export function setThread(index: i32): void {
   thread = index;

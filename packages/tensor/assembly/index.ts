@@ -3,7 +3,7 @@
  * The numbers here are those of JOBS in the host's kernels.ts.
  */
 import * as attentionJobs from './attention';
-import { EPOCH, JOB, MAY_WAIT, PENDING, READY, SLEEPERS, SPINS, TASKS, setThread } from './control';
+import { EPOCH, JOB, MAY_WAIT, PENDING, READY, SLEEPERS, SPINS, TASKS, setThread, thread } from './control';
 import * as elementwise from './elementwise';
 import { gemm, gemv, productScratch } from './gemm';
 import * as rows from './rows';
@@ -42,11 +42,11 @@ function work(job: i32, begin: i32, end: i32): void {
   }
 }
 
-/** The share of thread `index` of `threads`: one contiguous range. */
-function share(index: i32, threads: i32): void {
-  const tasks = load<i32>(TASKS);
-  const begin = <i32>((<i64>tasks * index) / threads);
-  const end = <i32>((<i64>tasks * (index + 1)) / threads);
+/** The share of this thread: one contiguous range. */
+function share(threads: i32): void {
+  const tasks = <i64>load<i32>(TASKS);
+  const begin = <i32>((tasks * thread) / threads);
+  const end = <i32>((tasks * (thread + 1)) / threads);
   if (begin < end) work(load<i32>(JOB), begin, end);
 }
 
@@ -60,7 +60,7 @@ export function run(job: i32, tasks: i32, threads: i32): void {
   const word = (((atomic.load<i32>(EPOCH) >> 8) + 1) << 8) | threads;
   atomic.store<i32>(EPOCH, word);
   if (atomic.load<i32>(SLEEPERS) > 0) atomic.notify(EPOCH, -1);
-  share(0, threads);
+  share(threads);
   let spins = 0;
   while (atomic.load<i32>(PENDING) != 0) {
     // a worker that lost its core: give ours up for 0.1 ms at a time
@@ -74,8 +74,7 @@ export function run(job: i32, tasks: i32, threads: i32): void {
 /** The life of a worker: spin for a job, then sleep until one comes. Never returns. */
 export function worker(): void {
   let seen = atomic.load<i32>(EPOCH);
-  const index = atomic.add<i32>(READY, 1) + 1;
-  setThread(index);
+  setThread(atomic.add<i32>(READY, 1) + 1);
   for (;;) {
     let word = atomic.load<i32>(EPOCH);
     for (let spins = load<i32>(SPINS); word == seen && spins > 0; spins--) word = atomic.load<i32>(EPOCH);
@@ -87,8 +86,8 @@ export function worker(): void {
     }
     seen = word;
     const threads = word & 0xff;
-    if (index >= threads) continue;
-    share(index, threads);
+    if (thread >= threads) continue;
+    share(threads);
     if (atomic.sub<i32>(PENDING, 1) == 1) atomic.notify(PENDING, 1);
   }
 }

@@ -43,18 +43,13 @@ export function attentionWeights(this: Thread, scores: Cube, lse: Matrix): numbe
 }
 
 /** out[b, t, h, d] = Σ_s weights[b, h, t, s] · v[b, s, g, d]: z = (b, t), y = h, x = d. Also dq, from dscores and k. */
-export function attentionMix(
-  this: Thread<'heads' | 'group' | 'queries' | 'keys'>,
-  weights: Cube,
-  v: Cube,
-): number {
+export function attentionMix(this: Thread<'heads' | 'group' | 'queries' | 'keys'>, weights: Cube, v: Cube): number {
   const b = Math.floor((this.thread.z + 0.5) / this.constants.queries);
   const t = this.thread.z - b * this.constants.queries;
   const g = Math.floor((this.thread.y + 0.5) / this.constants.group);
   let sum = 0;
   for (let s = 0; s < this.constants.keys; s++) {
-    sum +=
-      weights[b * this.constants.heads + this.thread.y][t][s] * v[b * this.constants.keys + s][g][this.thread.x];
+    sum += weights[b * this.constants.heads + this.thread.y][t][s] * v[b * this.constants.keys + s][g][this.thread.x];
   }
   return sum;
 }

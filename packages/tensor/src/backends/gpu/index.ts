@@ -28,7 +28,7 @@ import * as layout from './layout.js';
 import { matmulKernels } from './matmul.js';
 import { rope } from './rope.js';
 import * as rows from './rows.js';
-import { GpuStorage, Memory } from './storage.js';
+import { Memory } from './storage.js';
 import * as update from './update.js';
 
 export type { GpuMode } from './kernel.js';
@@ -54,18 +54,13 @@ class GpuBackend implements Backend {
   readonly name: string;
   readonly synchronous: boolean;
   readonly #memory: Memory;
-  readonly #runner: KernelRunner;
-  /** Runs a kernel: result size innermost first, constants, arguments. */
-  readonly #run: KernelRunner['run'];
+  readonly #gpu: KernelRunner;
 
   constructor(mode: GpuMode) {
     this.name = `gpu/${mode}`;
     this.synchronous = mode !== 'webgpu';
     this.#memory = new Memory(this.name);
-    this.#runner = new KernelRunner(mode);
-    this.#run = (kernel, size, constants, ...args) =>
-      // nothing to compute: GPU.js knows no size 0
-      size.includes(0) ? new Float32Array(0) : this.#runner.run(kernel, size, constants, ...args);
+    this.#gpu = new KernelRunner(mode);
   }
 
   // ---- memory ----
@@ -119,33 +114,33 @@ class GpuBackend implements Backend {
   // ---- elementwise ----
 
   fill(n: number, value: number): Storage {
-    return this.#store(this.#run(elementwise.fill, [n], {}, value), n);
+    return this.#store(this.#gpu.run(elementwise.fill, [n], {}, value), n);
   }
 
   unary(op: UnaryOp, x: Storage, n: number): Storage {
-    return this.#store(this.#run(elementwise.unaryKernels[op], [n], {}, this.#view(x, n)), n);
+    return this.#store(this.#gpu.run(elementwise.unaryKernels[op], [n], {}, this.#view(x, n)), n);
   }
 
   affine(x: Storage, n: number, scale: number, shift: number): Storage {
-    return this.#store(this.#run(elementwise.affine, [n], {}, this.#view(x, n), scale, shift), n);
+    return this.#store(this.#gpu.run(elementwise.affine, [n], {}, this.#view(x, n), scale, shift), n);
   }
 
   binary(op: BinaryOp, a: Storage, b: Storage, shape: Shape4, aStrides: Shape4, bStrides: Shape4): Storage {
     const n = count(shape);
     const x = this.#strided(a, shape, aStrides);
     const y = this.#strided(b, shape, bStrides);
-    return this.#store(this.#run(elementwise.binaryKernels[op], [n], {}, view(x, n), view(y, n)), n);
+    return this.#store(this.#gpu.run(elementwise.binaryKernels[op], [n], {}, view(x, n), view(y, n)), n);
   }
 
   swiglu(gate: Storage, up: Storage, n: number): Storage {
-    return this.#store(this.#run(elementwise.swiglu, [n], {}, this.#view(gate, n), this.#view(up, n)), n);
+    return this.#store(this.#gpu.run(elementwise.swiglu, [n], {}, this.#view(gate, n), this.#view(up, n)), n);
   }
 
   swigluGrad(dy: Storage, gate: Storage, up: Storage, n: number): { gate: Storage; up: Storage } {
     const [d, g, u] = [this.#view(dy, n), this.#view(gate, n), this.#view(up, n)];
     return {
-      gate: this.#store(this.#run(elementwise.swigluGradGate, [n], {}, d, g, u), n),
-      up: this.#store(this.#run(elementwise.swigluGradUp, [n], {}, g, d), n),
+      gate: this.#store(this.#gpu.run(elementwise.swigluGradGate, [n], {}, d, g, u), n),
+      up: this.#store(this.#gpu.run(elementwise.swigluGradUp, [n], {}, g, d), n),
     };
   }
 
@@ -154,9 +149,15 @@ class GpuBackend implements Backend {
     if (is16(from) && to === 'f32') return this.#store(this.#decode(this.#view(x, n), from), n);
     if (from === 'f32' && is16(to)) {
       const { units, fraction, top } = bits.formats[to];
-      const patterns = this.#run(bits.encode16, [n], { fraction, top }, this.#view(x, n), view(units, units.length));
+      const patterns = this.#gpu.run(
+        bits.encode16,
+        [n],
+        { fraction, top },
+        this.#view(x, n),
+        view(units, units.length),
+      );
       return this.#memory.allocate(
-        whenReady(patterns, (p) => Uint16Array.from(p)),
+        whenReady(patterns, (p) => new Uint16Array(p)),
         to,
         n,
       );
@@ -172,13 +173,371 @@ class GpuBackend implements Backend {
   #decode(patterns: View, dtype: 'bf16' | 'f16'): Floats {
     const n = count(patterns.size);
     const { units, fraction, top } = bits.formats[dtype];
-    return this.#run(bits.decode16, [n], { fraction, top }, { ...patterns, size: [n] }, view(units, units.length));
+    return this.#gpu.run(bits.decode16, [n], { fraction, top }, { ...patterns, size: [n] }, view(units, units.length));
   }
 
   // ---- layout ----
 
   permute(x: Storage, shape: Shape4, perm: Shape4): Storage {
     const strides = denseStrides(shape);
-    const pick = (of: Shape4): Shape4 => [of[at(perm, 0)]!, of[at(perm, 1)]!, of[at(perm, 2)]!, of[at(perm, 3)]!];
-    return this.#store(this.#strided(x, pick(shape), pick(strides)), count(shape));
+    const reorder = (of: Shape4): Shape4 => [of[perm[0]]!, of[perm[1]]!, of[perm[2]]!, of[perm[3]]!];
+    return this.#store(this.#strided(x, reorder(shape), reorder(strides)), count(shape));
   }
+
+  /** x read with the given strides, in the dense order of `shape`. */
+  #strided(x: Storage, shape: Shape4, strides: Shape4): Floats {
+    const { data } = this.#view(x);
+    if (shape.every((size, d) => size === 1 || strides[d] === denseStrides(shape)[d])) return data;
+    const [d0, d1, d2, d3] = shape;
+    const [s0, s1, s2, s3] = strides;
+    if (d0 * d1 > MAX_PLANES) {
+      throw new TensorError(
+        'too-large',
+        `${this.name}: expected at most ${MAX_PLANES} planes, got shape [${shape.join(', ')}]`,
+      );
+    }
+    const constants = { d1, s1, s2, s3, step0: s0 - d1 * s1 };
+    return this.#gpu.run(layout.strided, [d3, d2, d0 * d1], constants, this.#view(x, this.#memory.storageOf(x).length));
+  }
+
+  slice(x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage {
+    const width = count * inner;
+    const y = this.#gpu.run(layout.slice, [width, outer], { start: start * inner }, this.#view(x, n * inner, outer));
+    return this.#store(y, outer * width);
+  }
+
+  pad(x: Storage, outer: number, n: number, inner: number, before: number, total: number): Storage {
+    const width = total * inner;
+    const columns = { before: before * inner, end: (before + n) * inner };
+    const y = this.#gpu.run(layout.pad, [width, outer], columns, this.#view(x, n * inner, outer));
+    return this.#store(y, outer * width);
+  }
+
+  concat(a: Storage, b: Storage, outer: number, na: number, nb: number, inner: number): Storage {
+    const [widthA, widthB] = [na * inner, nb * inner];
+    const [left, right] = [this.#view(a, widthA, outer), this.#view(b, widthB, outer)];
+    const y = this.#gpu.run(layout.concat, [widthA + widthB, outer], { widthA }, left, right);
+    return this.#store(y, outer * (widthA + widthB));
+  }
+
+  gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage {
+    const size = [width, count];
+    const found = this.#gpu.run(layout.gatherRows, size, {}, this.#view(table, width, rows), this.#view(ids, count));
+    return this.#store(is16(dtype) ? this.#decode({ data: found, size }, dtype) : found, count * width);
+  }
+
+  scatterAddRows(dy: Storage, ids: Storage, count: number, rows: number, width: number): Storage {
+    const args = [this.#view(dy, width, count), this.#view(ids, count)] as const;
+    return this.#store(this.#gpu.run(layout.scatterAddRows, [width, rows], { count }, ...args), rows * width);
+  }
+
+  // ---- reductions and rows ----
+
+  reduce(op: ReduceOp, x: Storage, outer: number, n: number, inner: number): Storage {
+    const step = op === 'sum' ? rows.sumStep : rows.maxStep;
+    const blocks = n > LONG_SUM ? Math.ceil(Math.sqrt(n)) : 1;
+    const size = Math.ceil(n / blocks);
+    let y = this.#gpu.run(step, [inner, blocks, outer], { n, size }, this.#view(x, inner, n, outer));
+    if (blocks > 1)
+      y = this.#gpu.run(step, [inner, 1, outer], { n: blocks, size: blocks }, view(y, inner, blocks, outer));
+    return this.#store(y, outer * inner);
+  }
+
+  argmax(x: Storage, rowCount: number, columns: number): Storage {
+    const index = this.#gpu.run(rows.argmax, [rowCount], { columns }, this.#view(x, columns, rowCount));
+    return this.#memory.allocate(
+      whenReady(index, (i) => new Int32Array(i)),
+      'i32',
+      rowCount,
+    );
+  }
+
+  /** max[r] and Σ exp(x − max[r]) of each row: the two halves of every softmax. */
+  #maxAndSum(x: View, rowCount: number, columns: number): { max: View; sum: View } {
+    const max = view(this.#gpu.run(rows.rowMax, [rowCount], { columns }, x), rowCount);
+    const sum = view(this.#gpu.run(rows.rowSumExp, [rowCount], { columns }, x, max), rowCount);
+    return { max, sum };
+  }
+
+  softmax(x: Storage, rowCount: number, columns: number): Storage {
+    return this.#fromMaxAndSum(rows.softmax, x, rowCount, columns);
+  }
+
+  logSoftmax(x: Storage, rowCount: number, columns: number): Storage {
+    return this.#fromMaxAndSum(rows.logSoftmax, x, rowCount, columns);
+  }
+
+  #fromMaxAndSum(
+    kernel: typeof rows.softmax | typeof rows.logSoftmax,
+    x: Storage,
+    rowCount: number,
+    columns: number,
+  ): Storage {
+    const matrix = this.#view(x, columns, rowCount);
+    const { max, sum } = this.#maxAndSum(matrix, rowCount, columns);
+    return this.#store(this.#gpu.run(kernel, [columns, rowCount], {}, matrix, max, sum), rowCount * columns);
+  }
+
+  softmaxGrad(dy: Storage, y: Storage, rowCount: number, columns: number): Storage {
+    const [d, v] = [this.#view(dy, columns, rowCount), this.#view(y, columns, rowCount)];
+    const dot = view(this.#gpu.run(rows.rowDot, [rowCount], { columns }, d, v), rowCount);
+    return this.#store(this.#gpu.run(rows.softmaxGrad, [columns, rowCount], {}, d, v, dot), rowCount * columns);
+  }
+
+  logSoftmaxGrad(dy: Storage, y: Storage, rowCount: number, columns: number): Storage {
+    const [d, v] = [this.#view(dy, columns, rowCount), this.#view(y, columns, rowCount)];
+    const sum = view(this.#gpu.run(rows.rowSum, [rowCount], { columns }, d), rowCount);
+    return this.#store(this.#gpu.run(rows.logSoftmaxGrad, [columns, rowCount], {}, d, v, sum), rowCount * columns);
+  }
+
+  rmsNorm(x: Storage, weight: Storage, rowCount: number, columns: number, eps: number): { y: Storage; inv: Storage } {
+    const matrix = this.#view(x, columns, rowCount);
+    const inv = this.#gpu.run(rows.rmsInverse, [rowCount], { columns }, matrix, eps);
+    const args = [matrix, view(inv, rowCount), this.#view(weight, columns)] as const;
+    const y = this.#gpu.run(rows.rmsNorm, [columns, rowCount], {}, ...args);
+    return { y: this.#store(y, rowCount * columns), inv: this.#store(inv, rowCount) };
+  }
+
+  rmsNormGradInput(dy: Storage, x: Storage, weight: Storage, inv: Storage, rowCount: number, columns: number): Storage {
+    const [d, v] = [this.#view(dy, columns, rowCount), this.#view(x, columns, rowCount)];
+    const w = this.#view(weight, columns);
+    const mean = view(this.#gpu.run(rows.rmsNormGradMean, [rowCount], { columns }, d, v, w), rowCount);
+    const args = [d, v, w, this.#view(inv, rowCount), mean] as const;
+    return this.#store(this.#gpu.run(rows.rmsNormGradInput, [columns, rowCount], {}, ...args), rowCount * columns);
+  }
+
+  rmsNormGradWeight(dy: Storage, x: Storage, inv: Storage, rowCount: number, columns: number): Storage {
+    const [d, v] = [this.#view(dy, columns, rowCount), this.#view(x, columns, rowCount)];
+    const args = [d, v, this.#view(inv, rowCount)] as const;
+    return this.#store(this.#gpu.run(rows.rmsNormGradWeight, [columns], { rows: rowCount }, ...args), columns);
+  }
+
+  crossEntropy(logits: Storage, labels: Storage, rowCount: number, columns: number): { loss: Storage; lse: Storage } {
+    const matrix = this.#view(logits, columns, rowCount);
+    const { max, sum } = this.#maxAndSum(matrix, rowCount, columns);
+    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum);
+    const loss = this.#gpu.run(rows.crossEntropy, [rowCount], {}, matrix, this.#view(labels, rowCount), max, sum);
+    return { loss: this.#store(loss, rowCount), lse: this.#store(lse, rowCount) };
+  }
+
+  crossEntropyGrad(
+    dloss: Storage,
+    logits: Storage,
+    labels: Storage,
+    lse: Storage,
+    rowCount: number,
+    columns: number,
+  ): Storage {
+    const matrix = this.#view(logits, columns, rowCount);
+    const [d, l, s] = [this.#view(dloss, rowCount), this.#view(labels, rowCount), this.#view(lse, rowCount)];
+    const dlogits = this.#gpu.run(rows.crossEntropyGrad, [columns, rowCount], {}, d, matrix, l, s);
+    return this.#store(dlogits, rowCount * columns);
+  }
+
+  // ---- matrix products and LLaMA ----
+
+  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage {
+    const { batch, m, n, k, transposeA, transposeB, strideA, strideB, dtypeB, alpha } = spec;
+    const total = batch * m * n;
+    const [layersA, layersB] = [strideA === 0 ? 1 : batch, strideB === 0 ? 1 : batch];
+    const viewA = transposeA ? this.#view(a, m, k, layersA) : this.#view(a, k, m, layersA);
+    const viewB = transposeB ? this.#view(b, k, n, layersB) : this.#view(b, n, k, layersB);
+    const floatB = is16(dtypeB) ? view(this.#decode(viewB, dtypeB), ...viewB.size) : viewB;
+    const constants = { k, stepA: strideA === 0 ? 0 : 1, stepB: strideB === 0 ? 0 : 1 };
+    const kernel = matmulKernels[`${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}`];
+    const product = this.#gpu.run(kernel, [n, m, batch], constants, viewA, floatB, alpha);
+    if (!into) return this.#store(product, total);
+    return this.#replace(
+      into,
+      this.#gpu.run(elementwise.binaryKernels.add, [total], {}, this.#view(into, total), view(product, total)),
+    );
+  }
+
+  rope(
+    x: Storage,
+    positions: Storage,
+    cos: Storage,
+    sin: Storage,
+    tokens: number,
+    heads: number,
+    headDim: number,
+    inverse: boolean,
+  ): Storage {
+    const half = headDim / 2;
+    const maxPositions = this.#memory.storageOf(cos).length / half;
+    const y = this.#gpu.run(
+      rope,
+      [headDim, heads, tokens],
+      { half },
+      this.#view(x, headDim, heads, tokens),
+      this.#view(positions, tokens),
+      this.#view(cos, half, maxPositions),
+      this.#view(sin, half, maxPositions),
+      inverse ? -1 : 1,
+    );
+    return this.#store(y, tokens * heads * headDim);
+  }
+
+  attention(q: Storage, k: Storage, v: Storage, ranges: Storage, spec: AttentionSpec): { out: Storage; lse: Storage } {
+    const { batch, queries, keys, heads, kvHeads, headDim } = spec;
+    const rowCount = batch * heads * queries;
+    const constants = { heads, group: heads / kvHeads, queries, keys };
+    const scores = this.#scores(q, k, ranges, spec);
+    const { max, sum } = this.#maxAndSum(view(scores, keys, rowCount), rowCount, keys);
+    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum);
+    const weights = this.#weights(scores, lse, spec);
+    const values = this.#view(v, headDim, kvHeads, batch * keys);
+    const out = this.#gpu.run(attention.attentionMix, [headDim, heads, batch * queries], constants, weights, values);
+    return { out: this.#store(out, rowCount * headDim), lse: this.#store(lse, rowCount) };
+  }
+
+  attentionGrad(
+    dout: Storage,
+    q: Storage,
+    k: Storage,
+    v: Storage,
+    ranges: Storage,
+    out: Storage,
+    lse: Storage,
+    spec: AttentionSpec,
+  ): { q: Storage; k: Storage; v: Storage } {
+    const { batch, queries, keys, heads, kvHeads, headDim, scale } = spec;
+    const [sizeQ, sizeK] = [batch * queries * heads * headDim, batch * keys * kvHeads * headDim];
+    const [shapeQ, shapeK] = [
+      [headDim, heads, batch * queries],
+      [headDim, kvHeads, batch * keys],
+    ] as const;
+    const constants = { heads, group: heads / kvHeads, queries, keys };
+    const [dOut, keyRows, valueRows] = [
+      this.#view(dout, ...shapeQ),
+      this.#view(k, ...shapeK),
+      this.#view(v, ...shapeK),
+    ];
+
+    const weights = this.#weights(this.#scores(q, k, ranges, spec), this.#view(lse).data, spec);
+    const delta = this.#gpu.run(
+      attention.attentionDelta,
+      [queries, heads, batch],
+      { queries, headDim },
+      dOut,
+      this.#view(out, ...shapeQ),
+    );
+    const dScores = view(
+      this.#gpu.run(
+        attention.attentionGradScores,
+        weights.size,
+        { ...constants, headDim },
+        weights,
+        dOut,
+        valueRows,
+        view(delta, queries, batch * heads),
+        scale,
+      ),
+      ...weights.size,
+    );
+    const dq = this.#gpu.run(attention.attentionMix, shapeQ, constants, dScores, keyRows);
+    const dk = this.#gpu.run(attention.attentionMixBack, shapeK, constants, dScores, this.#view(q, ...shapeQ));
+    const dv = this.#gpu.run(attention.attentionMixBack, shapeK, constants, weights, dOut);
+    return { q: this.#store(dq, sizeQ), k: this.#store(dk, sizeK), v: this.#store(dv, sizeK) };
+  }
+
+  /** Scores of every query against every key, `[B·H, T, S]`. */
+  #scores(q: Storage, k: Storage, ranges: Storage, spec: AttentionSpec): Floats {
+    const { batch, queries, keys, heads, kvHeads, headDim, scale } = spec;
+    return this.#gpu.run(
+      attention.attentionScores,
+      [keys, queries, batch * heads],
+      { heads, group: heads / kvHeads, queries, keys, headDim },
+      this.#view(q, headDim, heads, batch * queries),
+      this.#view(k, headDim, kvHeads, batch * keys),
+      this.#view(ranges, 2, queries, batch),
+      scale,
+    );
+  }
+
+  #weights(scores: Floats, lse: Floats, { batch, queries, keys, heads }: AttentionSpec): View {
+    const size = [keys, queries, batch * heads];
+    const args = [view(scores, ...size), view(lse, queries, batch * heads)] as const;
+    return view(this.#gpu.run(attention.attentionWeights, size, {}, ...args), ...size);
+  }
+
+  // ---- updates: new contents go into the very storage they replace ----
+
+  axpy(y: Storage, x: Storage, n: number, alpha: number): Storage {
+    return this.#replace(y, this.#gpu.run(update.axpy, [n], {}, this.#view(y, n), this.#view(x, n), alpha));
+  }
+
+  scaleBy(y: Storage, factor: Storage, n: number): Storage {
+    return this.#replace(y, this.#gpu.run(update.scaleBy, [n], {}, this.#view(y, n), this.#view(factor, 1)));
+  }
+
+  adamw(
+    p: Storage,
+    g: Storage,
+    m: Storage,
+    v: Storage,
+    n: number,
+    spec: AdamWSpec,
+  ): { p: Storage; m: Storage; v: Storage } {
+    const { lr, beta1, beta2, eps, weightDecay, biasCorrection1, biasCorrection2 } = spec;
+    const grad = this.#view(g, n);
+    this.#replace(m, this.#gpu.run(update.adamFirstMoment, [n], {}, this.#view(m, n), grad, beta1, 1 - beta1));
+    this.#replace(v, this.#gpu.run(update.adamSecondMoment, [n], {}, this.#view(v, n), grad, beta2, 1 - beta2));
+    this.#replace(
+      p,
+      this.#gpu.run(
+        update.adamParameter,
+        [n],
+        {},
+        this.#view(p, n),
+        this.#view(m, n),
+        this.#view(v, n),
+        1 - lr * weightDecay,
+        lr / biasCorrection1,
+        Math.sqrt(biasCorrection2),
+        eps,
+      ),
+    );
+    return { p, m, v };
+  }
+
+  sgd(p: Storage, g: Storage, buf: Storage, n: number, spec: SgdSpec): { p: Storage; buf: Storage } {
+    const { lr, momentum, dampening, weightDecay, nesterov } = spec;
+    const [param, grad] = [this.#view(p, n), this.#view(g, n)];
+    const rest = 1 - dampening;
+    this.#replace(
+      buf,
+      this.#gpu.run(update.sgdBuffer, [n], {}, this.#view(buf, n), grad, param, momentum, rest, weightDecay),
+    );
+    const updated = this.#view(buf, n);
+    this.#replace(
+      p,
+      nesterov
+        ? this.#gpu.run(update.sgdParameterNesterov, [n], {}, param, grad, updated, lr, momentum, weightDecay)
+        : this.#gpu.run(update.sgdParameter, [n], {}, param, updated, lr),
+    );
+    return { p, buf };
+  }
+}
+
+function view(data: Floats, ...size: number[]): View {
+  return { data, size };
+}
+
+/** Ids and bit patterns as kernels take them. */
+function toFloats(data: HostArray): Float32Array {
+  return data instanceof Float32Array ? data : new Float32Array(data);
+}
+
+function is16(dtype: DType): dtype is 'bf16' | 'f16' {
+  return dtype === 'bf16' || dtype === 'f16';
+}
+
+function count(sizes: readonly number[]): number {
+  return sizes.reduce((a, b) => a * b, 1);
+}
+
+/** Strides of a dense row-major shape. */
+function denseStrides([, d1, d2, d3]: Shape4): Shape4 {
+  return [d1 * d2 * d3, d2 * d3, d3, 1];
+}

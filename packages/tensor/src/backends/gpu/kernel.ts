@@ -61,35 +61,44 @@ export class KernelRunner {
     }
   }
 
-  /** Runs `kernel` once per cell of a result of `size` (innermost first, no size 0) and returns the flat result. */
+  /**
+   * Runs `kernel` once per cell of a result of `size` (innermost first) and returns the flat result.
+   * GPU.js knows no size 0: an empty result takes no call, and an empty argument, which no kernel reads, gets a placeholder.
+   */
   run<Constants extends string, A extends unknown[]>(
     kernel: (this: Thread<Constants>, ...args: A) => number,
     size: readonly number[],
     constants: Record<Constants, number>,
     ...args: Arguments<A>
   ): Eventual<Float32Array> {
+    if (size.includes(0)) return new Float32Array(0);
     const values = args as (View | number)[];
-    const call = (): Eventual<Float32Array> => {
-      const built = this.#build(kernel as AnyKernel, size, constants, values);
-      const inputs = values.map((value) => (typeof value === 'number' ? value : toInput(value)));
-      return whenReady(built(...inputs), (result) => {
-        this.#requireNoFallback(kernel.name, built);
-        return flatten(result, size);
-      });
-    };
-    const pending: Promise<unknown>[] = this.#device ? [this.#device] : [];
-    for (const value of values) {
-      if (typeof value !== 'number' && value.data instanceof Promise) pending.push(value.data);
-    }
-    if (pending.length === 0) return call();
-    return whenReady(
-      Promise.all(pending).then(async () => {
-        for (const [i, value] of values.entries()) {
-          if (typeof value !== 'number') values[i] = { data: await value.data, size: value.size };
-        }
-      }),
-      call,
+    if (!this.#device && values.every(isReady))
+      return this.#call(kernel as unknown as AnyKernel, size, constants, values);
+    return whenReady(this.#settle(values), (ready) =>
+      this.#call(kernel as unknown as AnyKernel, size, constants, ready),
     );
+  }
+
+  async #settle(args: readonly (View | number)[]): Promise<(View | number)[]> {
+    await this.#device;
+    return Promise.all(
+      args.map(async (arg) => (typeof arg === 'number' ? arg : { data: await arg.data, size: arg.size })),
+    );
+  }
+
+  #call(
+    kernel: AnyKernel,
+    size: readonly number[],
+    constants: Record<string, number>,
+    args: readonly (View | number)[],
+  ): Eventual<Float32Array> {
+    const built = this.#build(kernel, size, constants, args);
+    const inputs = args.map((arg) => (typeof arg === 'number' ? arg : toInput(arg)));
+    return whenReady(built(...inputs), (result) => {
+      this.#requireNoFallback(kernel.name, built);
+      return flatten(result, size);
+    });
   }
 
   #build(
@@ -108,15 +117,18 @@ export class KernelRunner {
       // a Map keeps the order of insertion: the first key is the least recently used
       this.#built.delete(key);
     } else {
-      built = this.#gpu.createKernel(kernel as unknown as () => number, {
-        output: [...size],
-        constants,
-        // without this GPU.js takes whole numbers for floats, and index arithmetic with them would round above 2^24
-        constantTypes: Object.fromEntries(Object.keys(constants).map((name) => [name, 'Integer'])),
-        precision: 'single',
-        // the default of 1,000 silently cuts longer loops
-        loopMaxIterations: 2 ** 31 - 1,
-      } as IGPUKernelSettings) as unknown as BuiltKernel;
+      built = this.#gpu.createKernel(
+        kernel as unknown as () => number,
+        {
+          output: [...size],
+          constants,
+          // without this GPU.js takes whole numbers for floats, and index arithmetic with them would round above 2^24
+          constantTypes: Object.fromEntries(Object.keys(constants).map((name) => [name, 'Integer'])),
+          precision: 'single',
+          // the default of 1,000 silently cuts longer loops
+          loopMaxIterations: 2 ** 31 - 1,
+        } as IGPUKernelSettings,
+      ) as unknown as BuiltKernel;
     }
     this.#built.set(key, built);
     if (this.#built.size > CACHE_SIZE) this.#evict();
@@ -167,9 +179,16 @@ function unavailable(mode: GpuMode, found: string): TensorError {
   );
 }
 
+function isReady(arg: View | number): boolean {
+  return typeof arg === 'number' || !(arg.data instanceof Promise);
+}
+
 function toInput({ data, size }: View): Input {
-  // the type asks for number[], any array-like works
-  return new Input(data as unknown as number[], [...size]);
+  const length = size.reduce((a, b) => a * b, 1);
+  const [values, shape] =
+    length === 0 ? [new Float32Array(1), size.map(() => 1)] : [(data as Float32Array).subarray(0, length), [...size]];
+  // the types ask for number[] and a tuple
+  return new Input(values as unknown as number[], shape as [number]);
 }
 
 /** The cells of a result in order. GPU.js nests them by dimension; the innermost rows are Float32Arrays. */

@@ -171,7 +171,5 @@ export function crossEntropyGrad(this: Thread, dloss: Vector, logits: Matrix, la
   if (labels[this.thread.y] === this.thread.x) {
     target = 1;
   }
-  return (
-    dloss[this.thread.y] * (Math.exp(logits[this.thread.y][this.thread.x] - lse[this.thread.y]) - target)
-  );
+  return dloss[this.thread.y] * (Math.exp(logits[this.thread.y][this.thread.x] - lse[this.thread.y]) - target);
 }

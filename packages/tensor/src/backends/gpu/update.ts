@@ -66,7 +66,5 @@ export function sgdParameterNesterov(
   momentum: number,
   weightDecay: number,
 ): number {
-  return (
-    p[this.thread.x] - lr * (g[this.thread.x] + weightDecay * p[this.thread.x] + momentum * buf[this.thread.x])
-  );
+  return p[this.thread.x] - lr * (g[this.thread.x] + weightDecay * p[this.thread.x] + momentum * buf[this.thread.x]);
 }
