@@ -273,6 +273,7 @@ const KINDS: readonly (readonly [share: number, write: Writer])[] = [
   [3, notes],
   [4, beforeAfter],
 ];
+/** A hundred writers, each as often as its share. */
 const BY_PERCENT = KINDS.flatMap(([share, write]) => Array<Writer>(share).fill(write));
 
 /**

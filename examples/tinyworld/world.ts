@@ -51,16 +51,7 @@ export const FOODS: readonly string[] = ['bread', 'soup', 'fish', 'rice', 'corn'
 export const COLOURS: readonly string[] = ['red', 'blue', 'green', 'white', 'black', 'grey'];
 const FUR = ['white', 'black', 'grey'];
 const PETS = ['cat', 'dog', 'hen', 'goat', 'pony'];
-const PET_NAMES = ['Pip', 'Dot', 'Rex', 'Gus', 'Kit', 'Tig', 'Roo', 'Bo', 'Fay', 'Lux'].concat([
-  'Nip',
-  'Pim',
-  'Wim',
-  'Zip',
-  'Bub',
-  'Jet',
-  'Fig',
-  'Sol',
-]);
+const PET_NAMES = 'Pip Dot Rex Gus Kit Tig Roo Bo Fay Lux Nip Pim Wim Zip Bub Jet Fig Sol'.split(' '); // one each
 
 export const SEASONS: readonly string[] = ['spring', 'summer', 'autumn', 'winter'];
 

@@ -150,7 +150,7 @@ function isPlainText(name: string, firstCharacter: string): boolean {
   return firstCharacter !== '[' && firstCharacter !== '{';
 }
 
-function parsePlainText(content: string, { name, separator, skipEmpty = false }: ParseOptions): Dataset {
+function parsePlainText(content: string, { name, separator }: ParseOptions): Dataset {
   const endOfText = '<|endoftext|>';
   const between = separator ?? (content.includes(endOfText) ? endOfText : 'blank-line');
   const unified = content.replaceAll('\r\n', '\n');
@@ -161,8 +161,8 @@ function parsePlainText(content: string, { name, separator, skipEmpty = false }:
         ? unified.split(/\n(?:[ \t]*\n)+/)
         : splitBy(unified, between);
   // Blank pieces are no documents; that separators stand at the start, at the end or in a row is how such files are.
-  const documents = pieces.map((piece) => piece.replace(/^\n+|\s+$/g, '')).filter((piece) => piece !== '');
-  if (documents.length === 0 && !skipEmpty) {
+  const documents = pieces.map((piece) => piece.replace(/^\n+/, '').trimEnd()).filter((piece) => piece !== '');
+  if (documents.length === 0) {
     throw new MiloraError(
       'data-empty',
       `${name}: expected text between the separators ${JSON.stringify(between)}, got none`,
@@ -233,7 +233,7 @@ function locateInArray(content: string): Problem | undefined {
     else if (depth === 0 && (c === ',' || c === ']' || c === '}')) {
       const first = start + Math.max(0, content.slice(start, i).search(/\S/));
       try {
-        JSON.parse(content.slice(start, i));
+        JSON.parse(content.slice(start, i).trim());
       } catch (cause) {
         return problem(first, index, (cause as Error).message);
       }

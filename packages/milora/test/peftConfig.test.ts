@@ -190,8 +190,10 @@ describe('scaling and rank doubling', () => {
         }
         const doubled = doubleRank(original);
         expect(doubled.rank).toBe(2 * original.rank);
-        const rank = (c: PeftLoraConfig, key: string): number => c.rankPattern[key] ?? c.rank;
-        const alpha = (c: PeftLoraConfig, key: string): number => c.alphaPattern[key] ?? c.alpha;
+        const at = (pattern: Readonly<Record<string, number>>, key: string, fallback: number): number =>
+          Object.hasOwn(pattern, key) ? pattern[key]! : fallback;
+        const rank = (c: PeftLoraConfig, key: string): number => at(c.rankPattern, key, c.rank);
+        const alpha = (c: PeftLoraConfig, key: string): number => at(c.alphaPattern, key, c.alpha);
         for (const key of ['', ...Object.keys(original.rankPattern), ...Object.keys(original.alphaPattern)]) {
           const before = scaling(rank(original, key), alpha(original, key), original.useRslora);
           const after = scaling(rank(doubled, key), alpha(doubled, key), doubled.useRslora);

@@ -13,6 +13,10 @@ describe('nearest', () => {
     ['up-proj', 'up_proj'],
   ])('%s is near %s', (word, expected) => expect(nearest(word, names)).toBe(expected));
 
+  it('counts two swapped letters as one edit, also in a short word', () => {
+    expect(nearest('mpl', ['attn', 'mlp'])).toBe('mlp');
+  });
+
   it.each(['', 'embed_tokens', 'lm_head', 'query_key_value'])('nothing is near %j', (word) =>
     expect(nearest(word, names)).toBeUndefined(),
   );

@@ -7,7 +7,7 @@
  * Conventions
  * - All tensors are dense and row-major. Sizes are plain numbers; 0 is allowed wherever a reference loop would allow it.
  * - Unless a kernel says otherwise, operands and results are f32. A kernel never checks shapes: the ops in `src/ops` do.
- * - A kernel returns *new* storage, except the update kernels (`axpy`, `scaleBy`, `adamw`, `sgd`): they return the storages that
+ * - A kernel returns *new* storage, except the update kernels (`axpy`, `write`, `scaleBy`, `adamw`, `sgd`): they return the storages that
  *   replace their first operands, which may be the very same storage, updated in place. The caller drops the old ones if
  *   they differ.
  * - Calls are synchronous; on an asynchronous device a storage is a promise of resident memory, and only `read` waits.
@@ -218,6 +218,8 @@ export interface Backend {
   // ---- updates: the returned storages replace the operands named in the result ----
   /** y ← y + alpha · x. */
   axpy(y: Storage, x: Storage, n: number, alpha: number): Storage;
+  /** y[:, start … start + count − 1, :] ← x; y `[outer, n, inner]`, x `[outer, count, inner]`. */
+  write(y: Storage, x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage;
   /** y ← y · factor[0]; factor is one f32 on the device (gradient clipping without a read-back). */
   scaleBy(y: Storage, factor: Storage, n: number): Storage;
   /**

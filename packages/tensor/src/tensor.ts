@@ -84,6 +84,11 @@ export class Tensor {
     return this.handle === undefined;
   }
 
+  /** Whether another tensor (a reshape) uses the same memory: then it must not be changed in place. */
+  get shared(): boolean {
+    return this.live().references > 1;
+  }
+
   get rank(): number {
     return this.shape.length;
   }

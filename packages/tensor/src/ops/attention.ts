@@ -1,5 +1,5 @@
 /** Rotary embedding and attention, the two ops particular to a LLaMA. */
-import type { AttentionSpec } from '../backend.js';
+import type { AttentionSpec, Backend } from '../backend.js';
 import { Tensor, intTensor } from '../tensor.js';
 import { backendOf, expectDType, expectShape, expectThat, show } from './check.js';
 
@@ -28,7 +28,13 @@ export function rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, inv
  * its row of `mask` (B·keys entries of 0 and 1, padding left or right), as in Hugging Face. Throws when the ones of a row
  * are not one run.
  */
-export function causalRanges(batch: number, queries: number, keys: number, mask?: ArrayLike<number>): Tensor {
+export function causalRanges(
+  batch: number,
+  queries: number,
+  keys: number,
+  mask?: ArrayLike<number>,
+  backend?: Backend,
+): Tensor {
   const ranges = new Int32Array(batch * queries * 2);
   for (let b = 0; b < batch; b++) {
     let [first, last] = [0, keys];
@@ -45,7 +51,7 @@ export function causalRanges(batch: number, queries: number, keys: number, mask?
       ranges[at + 1] = Math.max(first, Math.min(last, keys - queries + t + 1));
     }
   }
-  return intTensor(ranges, [batch, queries, 2]);
+  return intTensor(ranges, [batch, queries, 2], backend ? { backend } : {});
 }
 
 function specOf(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: number | undefined): AttentionSpec {

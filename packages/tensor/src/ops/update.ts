@@ -1,7 +1,7 @@
 /** Ops that change a tensor in place: accumulation and optimiser steps. */
 import type { AdamWSpec, SgdSpec } from '../backend.js';
 import type { Tensor } from '../tensor.js';
-import { backendOf, expectDType, expectShape, expectThat, show } from './check.js';
+import { around, axisOf, backendOf, expectDType, expectShape, expectThat, show } from './check.js';
 
 /** y ← y + alpha · x. */
 export function axpy(y: Tensor, x: Tensor, alpha = 1): void {
@@ -10,6 +10,24 @@ export function axpy(y: Tensor, x: Tensor, alpha = 1): void {
   expectDType('axpy', 'x', x, 'f32');
   expectThat(x.size === y.size, 'axpy', `as many elements as ${show(y.shape)}`, show(x.shape));
   y.replaceStorage(backend.axpy(y.storage, x.storage, y.size, alpha));
+}
+
+/** Overwrites the part `start` … of y along an axis with x; all other sizes agree. */
+export function write(y: Tensor, x: Tensor, axis: number, start: number): void {
+  const backend = backendOf('write', y, x);
+  expectDType('write', 'y', y, 'f32');
+  expectDType('write', 'x', x, 'f32');
+  const at = axisOf('write', axis, y.rank);
+  const { outer, n, inner } = around(y.shape, at);
+  const count = x.shape[at] ?? 0;
+  expectShape(
+    'write',
+    'x',
+    x,
+    y.shape.map((d, i) => (i === at ? count : d)),
+  );
+  expectThat(start >= 0 && start + count <= n, 'write', `a range inside 0 … ${n}`, `${start} … ${start + count}`);
+  y.replaceStorage(backend.write(y.storage, x.storage, outer, n, inner, start, count));
 }
 
 /** y ← y · factor, where factor is a tensor of one element. */

@@ -187,16 +187,16 @@ const swigluInput = fc
     up: floats(seed + 2, n, times(3)),
   }));
 
-const CASTS = [
-  ['f32', 'bf16'],
-  ['f32', 'f16'],
-  ['bf16', 'f32'],
-  ['f16', 'f32'],
-  ['f32', 'i32'],
-  ['i32', 'f32'],
-  ['f32', 'f64'],
-  ['f64', 'f32'],
-] as const satisfies (readonly [DType, DType])[];
+const CASTS: readonly { from: DType; to: DType }[] = [
+  { from: 'f32', to: 'bf16' },
+  { from: 'f32', to: 'f16' },
+  { from: 'bf16', to: 'f32' },
+  { from: 'f16', to: 'f32' },
+  { from: 'f32', to: 'i32' },
+  { from: 'i32', to: 'f32' },
+  { from: 'f32', to: 'f64' },
+  { from: 'f64', to: 'f32' },
+];
 
 /** Values at the edges of the 16-bit formats: limits, ties, subnormals. */
 const EDGES = [
@@ -226,7 +226,7 @@ EDGES.push(
   1.5 * 2 ** -134,
 );
 
-function castInput({ types: [from, to], n, seed }: { types: (typeof CASTS)[number]; n: number; seed: number }) {
+function castInput({ from, to, n, seed }: { from: DType; to: DType; n: number; seed: number }) {
   const next = random(seed);
   switch (from) {
     case 'bf16':
@@ -486,11 +486,13 @@ export const cases: Record<KernelName, Case<unknown>> = {
     relative: 2e-6,
   }),
   cast: kernel({
-    inputs: fc.record({ types: fc.constantFrom(...CASTS), n: length, seed }).map((i) => ({ ...i, x: castInput(i) })),
-    call: (backend, s, { types: [from, to], n, x }) => ({
+    inputs: fc
+      .record({ types: fc.constantFrom(...CASTS), n: length, seed })
+      .map(({ types, n, seed }) => ({ ...types, n, seed, x: castInput({ ...types, n, seed }) })),
+    call: (backend, s, { from, to, n, x }) => ({
       y: { storage: backend.cast(s.upload(x, from), n, from, to), dtype: to },
     }),
-    expected: ({ types: [from, to], x }) => ({ y: { values: Array.from(x, (v) => castValue(v, from, to)) } }),
+    expected: ({ from, to, x }) => ({ y: { values: Array.from(x, (v) => castValue(v, from, to)) } }),
     relative: 0,
   }),
 

@@ -20,12 +20,13 @@ export function attentionScores(
   k: Cube,
   ranges: Cube,
   scale: number,
+  minusInfinity: number,
 ): number {
   const b = Math.floor((this.thread.z + 0.5) / this.constants.heads);
   const h = this.thread.z - b * this.constants.heads;
   const g = Math.floor((h + 0.5) / this.constants.group);
   if (this.thread.x < ranges[b][this.thread.y][0] || this.thread.x >= ranges[b][this.thread.y][1]) {
-    return -Infinity;
+    return minusInfinity;
   }
   let dot = 0;
   for (let d = 0; d < this.constants.headDim; d++) {
@@ -35,8 +36,8 @@ export function attentionScores(
 }
 
 /** weights = exp(scores − lse), 0 outside the window */
-export function attentionWeights(this: Thread, scores: Cube, lse: Matrix): number {
-  if (scores[this.thread.z][this.thread.y][this.thread.x] === -Infinity) {
+export function attentionWeights(this: Thread, scores: Cube, lse: Matrix, minusInfinity: number): number {
+  if (scores[this.thread.z][this.thread.y][this.thread.x] === minusInfinity) {
     return 0;
   }
   return Math.exp(scores[this.thread.z][this.thread.y][this.thread.x] - lse[this.thread.z][this.thread.y]);

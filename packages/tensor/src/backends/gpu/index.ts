@@ -148,13 +148,13 @@ class GpuBackend implements Backend {
     const data = this.#memory.dataOf(x);
     if (is16(from) && to === 'f32') return this.#store(this.#decode(this.#view(x, n), from), n);
     if (from === 'f32' && is16(to)) {
-      const { units, fraction, top } = bits.formats[to];
+      const { powers, fraction, top } = bits.formats[to];
       const patterns = this.#gpu.run(
         bits.encode16,
         [n],
         { fraction, top },
         this.#view(x, n),
-        view(units, units.length),
+        view(powers, powers.length),
       );
       return this.#memory.allocate(
         whenReady(patterns, (p) => new Uint16Array(p)),
@@ -172,8 +172,14 @@ class GpuBackend implements Backend {
 
   #decode(patterns: View, dtype: 'bf16' | 'f16'): Floats {
     const n = count(patterns.size);
-    const { units, fraction, top } = bits.formats[dtype];
-    return this.#gpu.run(bits.decode16, [n], { fraction, top }, { ...patterns, size: [n] }, view(units, units.length));
+    const { powers, fraction, top } = bits.formats[dtype];
+    return this.#gpu.run(
+      bits.decode16,
+      [n],
+      { fraction, top },
+      { ...patterns, size: [n] },
+      view(powers, powers.length),
+    );
   }
 
   // ---- layout ----
@@ -234,9 +240,10 @@ class GpuBackend implements Backend {
   // ---- reductions and rows ----
 
   reduce(op: ReduceOp, x: Storage, outer: number, n: number, inner: number): Storage {
+    if (n === 0) return this.fill(outer * inner, op === 'sum' ? 0 : -Infinity);
     const step = op === 'sum' ? rows.sumStep : rows.maxStep;
-    const blocks = n > LONG_SUM ? Math.ceil(Math.sqrt(n)) : 1;
-    const size = Math.ceil(n / blocks);
+    const size = n > LONG_SUM ? Math.ceil(Math.sqrt(n)) : n;
+    const blocks = Math.ceil(n / size);
     let y = this.#gpu.run(step, [inner, blocks, outer], { n, size }, this.#view(x, inner, n, outer));
     if (blocks > 1)
       y = this.#gpu.run(step, [inner, 1, outer], { n: blocks, size: blocks }, view(y, inner, blocks, outer));
@@ -254,7 +261,12 @@ class GpuBackend implements Backend {
 
   /** max[r] and Σ exp(x − max[r]) of each row: the two halves of every softmax. */
   #maxAndSum(x: View, rowCount: number, columns: number): { max: View; sum: View } {
-    const max = view(this.#gpu.run(rows.rowMax, [rowCount], { columns }, x), rowCount);
+    const max = view(
+      columns === 0
+        ? new Float32Array(rowCount).fill(-Infinity)
+        : this.#gpu.run(rows.rowMax, [rowCount], { columns }, x),
+      rowCount,
+    );
     const sum = view(this.#gpu.run(rows.rowSumExp, [rowCount], { columns }, x, max), rowCount);
     return { max, sum };
   }
@@ -315,7 +327,7 @@ class GpuBackend implements Backend {
   crossEntropy(logits: Storage, labels: Storage, rowCount: number, columns: number): { loss: Storage; lse: Storage } {
     const matrix = this.#view(logits, columns, rowCount);
     const { max, sum } = this.#maxAndSum(matrix, rowCount, columns);
-    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum);
+    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum, -Infinity);
     const loss = this.#gpu.run(rows.crossEntropy, [rowCount], {}, matrix, this.#view(labels, rowCount), max, sum);
     return { loss: this.#store(loss, rowCount), lse: this.#store(lse, rowCount) };
   }
@@ -384,7 +396,7 @@ class GpuBackend implements Backend {
     const constants = { heads, group: heads / kvHeads, queries, keys };
     const scores = this.#scores(q, k, ranges, spec);
     const { max, sum } = this.#maxAndSum(view(scores, keys, rowCount), rowCount, keys);
-    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum);
+    const lse = this.#gpu.run(rows.logSumExp, [rowCount], {}, max, sum, -Infinity);
     const weights = this.#weights(scores, lse, spec);
     const values = this.#view(v, headDim, kvHeads, batch * keys);
     const out = this.#gpu.run(attention.attentionMix, [headDim, heads, batch * queries], constants, weights, values);
@@ -452,12 +464,13 @@ class GpuBackend implements Backend {
       this.#view(k, headDim, kvHeads, batch * keys),
       this.#view(ranges, 2, queries, batch),
       scale,
+      -Infinity,
     );
   }
 
   #weights(scores: Floats, lse: Floats, { batch, queries, keys, heads }: AttentionSpec): View {
     const size = [keys, queries, batch * heads];
-    const args = [view(scores, ...size), view(lse, queries, batch * heads)] as const;
+    const args = [view(scores, ...size), view(lse, queries, batch * heads), -Infinity] as const;
     return view(this.#gpu.run(attention.attentionWeights, size, {}, ...args), ...size);
   }
 

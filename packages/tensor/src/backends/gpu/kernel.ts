@@ -63,7 +63,7 @@ export class KernelRunner {
 
   /**
    * Runs `kernel` once per cell of a result of `size` (innermost first) and returns the flat result.
-   * GPU.js knows no size 0: an empty result takes no call, and an empty argument, which no kernel reads, gets a placeholder.
+   * GPU.js knows no size 0: an empty result takes no call, and an empty argument, whose loop runs zero times, gets a placeholder.
    */
   run<Constants extends string, A extends unknown[]>(
     kernel: (this: Thread<Constants>, ...args: A) => number,

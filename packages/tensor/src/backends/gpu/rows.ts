@@ -20,7 +20,7 @@ export function sumStep(this: Thread<'n' | 'size'>, x: Cube): number {
 
 /** As `sumStep`, for the largest entry. */
 export function maxStep(this: Thread<'n' | 'size'>, x: Cube): number {
-  let largest = -Infinity;
+  let largest = x[this.thread.z][this.thread.y * this.constants.size][this.thread.x];
   for (let i = 0; i < this.constants.size; i++) {
     if (this.thread.y * this.constants.size + i < this.constants.n) {
       largest = Math.max(largest, x[this.thread.z][this.thread.y * this.constants.size + i][this.thread.x]);
@@ -31,7 +31,7 @@ export function maxStep(this: Thread<'n' | 'size'>, x: Cube): number {
 
 /** Index of the first largest entry. */
 export function argmax(this: Thread<'columns'>, x: Matrix): number {
-  let largest = -Infinity;
+  let largest = x[this.thread.x][0];
   let index = 0;
   for (let c = 0; c < this.constants.columns; c++) {
     if (x[this.thread.x][c] > largest) {
@@ -44,7 +44,7 @@ export function argmax(this: Thread<'columns'>, x: Matrix): number {
 
 /** max[r] = the largest entry of row r */
 export function rowMax(this: Thread<'columns'>, x: Matrix): number {
-  let largest = -Infinity;
+  let largest = x[this.thread.x][0];
   for (let c = 0; c < this.constants.columns; c++) {
     largest = Math.max(largest, x[this.thread.x][c]);
   }
@@ -61,9 +61,9 @@ export function rowSumExp(this: Thread<'columns'>, x: Matrix, max: Vector): numb
 }
 
 /** log Σ exp(x) = max + log(sum); −Infinity when every entry is. */
-export function logSumExp(this: Thread, max: Vector, sum: Vector): number {
-  if (max[this.thread.x] === -Infinity) {
-    return -Infinity;
+export function logSumExp(this: Thread, max: Vector, sum: Vector, minusInfinity: number): number {
+  if (max[this.thread.x] === minusInfinity) {
+    return minusInfinity;
   }
   return max[this.thread.x] + Math.log(sum[this.thread.x]);
 }

@@ -7,6 +7,7 @@
  * - indices are written inline, `a[this.thread.y][i]`: an index kept in a local becomes a 32-bit float, exact only below 2^24,
  *   so locals hold small coordinates (a batch, a head) at most;
  * - loops start at a literal and end at a constant;
+ * - no infinities and NaN as literals (WGSL has none: GPU.js writes the largest number instead); they come as arguments;
  * - a quotient of coordinates is taken as `floor((i + 0.5) / n)`, safe where a device's division is not correctly rounded.
  */
 export interface Thread<Constants extends string = never> {

@@ -551,6 +551,11 @@ export class WasmBackend implements Backend {
     return y;
   }
 
+  write(y: Storage, x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage {
+    this.copyRuns(this.at(y) + start * inner * 4, n * inner, this.at(x), count * inner, outer, count * inner);
+    return y;
+  }
+
   scaleBy(y: Storage, factor: Storage, n: number): Storage {
     this.args(this.at(y), this.at(factor), n).run(JOBS.scaleBy, Math.ceil(n / BLOCK), WORTH / BLOCK);
     return y;

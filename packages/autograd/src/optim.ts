@@ -1,0 +1,175 @@
+/**
+ * Optimisers with PyTorch's arithmetic: SGD, and AdamW with decoupled weight decay (Loshchilov & Hutter 2019) and bias
+ * correction. Plus clipping by global norm.
+ */
+import * as t from '@milora/tensor';
+import type { HostTensor, Tensor } from '@milora/tensor';
+import { AutogradError } from './errors.js';
+import type { Variable } from './variable.js';
+
+export type NamedParameters = Iterable<readonly [string, Variable]>;
+
+/** State of an optimiser on the host: the step count and tensors named `<parameter>.<slot>`. */
+export interface OptimizerState {
+  step: number;
+  tensors: Map<string, HostTensor>;
+}
+
+/** What optimisers share: their parameters, one set of state tensors each, and saving and loading of it. */
+abstract class Optimizer {
+  readonly parameters: readonly (readonly [string, Variable])[];
+  /** Steps taken. */
+  steps = 0;
+  protected readonly state = new Map<string, Tensor>();
+
+  constructor(
+    parameters: NamedParameters,
+    private readonly slots: readonly string[],
+    public lr: number,
+  ) {
+    this.parameters = [...parameters];
+    if (this.parameters.length === 0) throw new AutogradError('optimizer', 'optimizer: expected parameters, got none');
+  }
+
+  /** The state tensor of a parameter, zero at first. */
+  protected slot(name: string, parameter: Variable, slot: string): Tensor {
+    const key = `${name}.${slot}`;
+    let tensor = this.state.get(key);
+    if (!tensor) {
+      tensor = t.zeros(parameter.shape, { backend: parameter.value.backend }).keep();
+      this.state.set(key, tensor);
+    }
+    return tensor;
+  }
+
+  protected abstract update(name: string, parameter: Variable, gradient: Tensor): void;
+
+  /** One step with the gradients at hand; parameters without one stay as they are. */
+  step(): void {
+    this.steps++;
+    for (const [name, parameter] of this.parameters) {
+      if (parameter.grad) this.update(name, parameter, parameter.grad);
+    }
+  }
+
+  zeroGrad(): void {
+    for (const [, parameter] of this.parameters) parameter.zeroGrad();
+  }
+
+  /** Copies the state to the host. */
+  async stateDict(): Promise<OptimizerState> {
+    const tensors = new Map<string, HostTensor>();
+    for (const [key, tensor] of this.state) tensors.set(key, await tensor.toHost());
+    return { step: this.steps, tensors };
+  }
+
+  /** Puts a state back. Throws, naming every tensor that is missing, unknown or of another shape. */
+  loadStateDict(state: OptimizerState): void {
+    const expected = new Map<string, Variable>();
+    for (const [name, parameter] of this.parameters) {
+      for (const slot of this.slots) expected.set(`${name}.${slot}`, parameter);
+    }
+    const problems: string[] = [];
+    for (const [key, host] of state.tensors) {
+      const parameter = expected.get(key);
+      if (!parameter) problems.push(`${key}: unknown`);
+      else if (String(host.shape) !== String(parameter.shape)) {
+        problems.push(`${key}: expected shape [${parameter.shape}], got [${host.shape}]`);
+      }
+    }
+    if (problems.length > 0) {
+      throw new AutogradError('state', `optimizer state: expected the tensors of this optimizer, got\n${problems.join('\n')}`);
+    }
+    for (const tensor of this.state.values()) tensor.dispose();
+    this.state.clear();
+    for (const [key, host] of state.tensors) {
+      this.state.set(key, t.Tensor.fromHost(host, expected.get(key)!.value.backend).keep());
+    }
+    this.steps = state.step;
+  }
+
+  /** Frees the state. */
+  dispose(): void {
+    for (const tensor of this.state.values()) tensor.dispose();
+    this.state.clear();
+  }
+}
+
+export interface AdamWOptions {
+  /** Learning rate. Default 1e-3. */
+  lr?: number;
+  /** Decay of the two moments. Default [0.9, 0.999]. */
+  betas?: readonly [number, number];
+  /** Default 1e-8. */
+  eps?: number;
+  /** Decoupled weight decay. Default 0 (PyTorch: 0.01). */
+  weightDecay?: number;
+}
+
+export class AdamW extends Optimizer {
+  private readonly options: Required<Omit<AdamWOptions, 'lr'>>;
+
+  constructor(parameters: NamedParameters, options: AdamWOptions = {}) {
+    super(parameters, ['exp_avg', 'exp_avg_sq'], options.lr ?? 1e-3);
+    const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0 } = options;
+    this.options = { betas, eps, weightDecay };
+  }
+
+  protected update(name: string, parameter: Variable, gradient: Tensor): void {
+    const { betas, eps, weightDecay } = this.options;
+    const [m, v] = [this.slot(name, parameter, 'exp_avg'), this.slot(name, parameter, 'exp_avg_sq')];
+    t.adamw(parameter.value, gradient, m, v, {
+      lr: this.lr,
+      beta1: betas[0],
+      beta2: betas[1],
+      eps,
+      weightDecay,
+      biasCorrection1: 1 - betas[0] ** this.steps,
+      biasCorrection2: 1 - betas[1] ** this.steps,
+    });
+  }
+}
+
+export interface SGDOptions {
+  /** Learning rate. Default 1e-3. */
+  lr?: number;
+  momentum?: number;
+  dampening?: number;
+  weightDecay?: number;
+  nesterov?: boolean;
+}
+
+export class SGD extends Optimizer {
+  private readonly options: Required<Omit<SGDOptions, 'lr'>>;
+
+  constructor(parameters: NamedParameters, options: SGDOptions = {}) {
+    super(parameters, ['momentum_buffer'], options.lr ?? 1e-3);
+    const { momentum = 0, dampening = 0, weightDecay = 0, nesterov = false } = options;
+    this.options = { momentum, dampening, weightDecay, nesterov };
+  }
+
+  protected update(name: string, parameter: Variable, gradient: Tensor): void {
+    const first = !this.state.has(`${name}.momentum_buffer`);
+    // PyTorch starts the buffer at the first gradient, undamped
+    const options = first ? { ...this.options, dampening: 0 } : this.options;
+    t.sgd(parameter.value, gradient, this.slot(name, parameter, 'momentum_buffer'), { lr: this.lr, ...options });
+  }
+}
+
+/**
+ * Scales all gradients by one factor so that their joint 2-norm is at most `maxNorm`, on the device. Returns the norm before,
+ * as a tensor of one element that the caller may read later. Same arithmetic as PyTorch's `clip_grad_norm_`.
+ */
+export function clipGradNorm(parameters: Iterable<Variable>, maxNorm: number): Tensor {
+  const gradients = [...parameters].map((p) => p.grad).filter((g) => g !== undefined);
+  if (gradients.length === 0) return t.zeros([]);
+  return t.scope(() => {
+    let total = t.sum(t.square(gradients[0]!));
+    for (const g of gradients.slice(1)) total = t.add(total, t.sum(t.square(g)));
+    const norm = t.sqrt(total);
+    const { backend } = norm;
+    const factor = t.minimum(t.div(t.full([], maxNorm, { backend }), t.affine(norm, 1, 1e-6)), t.ones([], { backend }));
+    for (const g of gradients) t.scaleBy(g, factor);
+    return norm;
+  });
+}

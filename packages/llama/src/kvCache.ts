@@ -1,0 +1,60 @@
+/**
+ * Keys and values of the tokens a model has seen, per layer, in buffers of a fixed capacity that are written in place.
+ */
+import { Tensor, write, zeros } from '@milora/tensor';
+import type { Backend } from '@milora/tensor';
+import type { LlamaConfig } from './config.js';
+import { LlamaError } from './errors.js';
+
+/** The part of one layer: k and v `[B, capacity, G, D]`. */
+export class LayerCache {
+  constructor(
+    private readonly owner: KVCache,
+    readonly k: Tensor,
+    readonly v: Tensor,
+  ) {}
+
+  /** Writes the keys and values `[B, T, G, D]` of new tokens behind the old ones; returns views of the whole buffers. */
+  append(k: Tensor, v: Tensor): [Tensor, Tensor] {
+    write(this.k, k, 1, this.owner.length);
+    write(this.v, v, 1, this.owner.length);
+    return [this.k.reshape(...this.k.shape), this.v.reshape(...this.v.shape)];
+  }
+}
+
+export class KVCache {
+  readonly layers: readonly LayerCache[];
+  /** Tokens held. */
+  length = 0;
+
+  /** Room for `capacity` tokens in each of `batch` rows. */
+  constructor(
+    config: LlamaConfig,
+    batch: number,
+    readonly capacity: number,
+    backend: Backend,
+  ) {
+    const shape = [batch, capacity, config.numKeyValueHeads, config.headDim];
+    const buffer = (): Tensor => zeros(shape, { backend }).keep();
+    this.layers = Array.from({ length: config.numHiddenLayers }, () => new LayerCache(this, buffer(), buffer()));
+  }
+
+  /** Counts the tokens that all layers have appended. */
+  advance(tokens: number): void {
+    if (this.length + tokens > this.capacity) {
+      throw new LlamaError('cache', `cache: expected at most ${this.capacity} tokens, got ${this.length + tokens}`);
+    }
+    this.length += tokens;
+  }
+
+  dispose(): void {
+    for (const { k, v } of this.layers) {
+      k.dispose();
+      v.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
