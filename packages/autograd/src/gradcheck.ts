@@ -2,9 +2,8 @@
  * Compares the derivative of a function with finite differences. The function runs in single precision, so the difference
  * quotient has four points (error of order h⁴) and a wide step, and the comparison is relative to the largest entry.
  */
-import { Tensor } from '@milora/tensor';
+import { Tensor, scope } from '@milora/tensor';
 import type { Philox } from '@milora/tensor';
-import { scope } from '@milora/tensor';
 import { AutogradError } from './errors.js';
 import { Variable, noGrad } from './variable.js';
 
@@ -34,7 +33,7 @@ export async function gradcheck(
     Tensor.fromHost({ dtype: 'f32', shape: inputs[i]!.shape, data: Float32Array.from(values) }, backend);
 
   const leaves = inputs.map((x, i) => new Variable(make(hosts[i]!, i).keep(), { requiresGrad: x.dtype === 'f32' }));
-  let weights = new Float32Array();
+  let weights: Float32Array = new Float32Array();
   const analytic = await scope(async () => {
     const y = fn(...leaves);
     weights = random.normalArray(y.value.size);

@@ -26,23 +26,23 @@ export function add(a: Variable, b: Variable): Variable {
 export function sub(a: Variable, b: Variable): Variable {
   return record('sub', t.sub(a.value, b.value), [a, b], (dy, to) => {
     if (to.needs(0)) to.add(0, t.sumTo(dy, a.shape));
-    if (to.needs(1)) to.add(1, fused(() => t.sumTo(t.neg(dy), b.shape)));
+    if (to.needs(1)) to.add(1, t.sumTo(t.neg(dy), b.shape));
   });
 }
 
 export function mul(a: Variable, b: Variable): Variable {
   return record('mul', t.mul(a.value, b.value), [a, b], (dy, to) => {
-    if (to.needs(0)) to.add(0, fused(() => t.sumTo(t.mul(dy, b.value), a.shape)));
-    if (to.needs(1)) to.add(1, fused(() => t.sumTo(t.mul(dy, a.value), b.shape)));
+    if (to.needs(0)) to.add(0, t.sumTo(t.mul(dy, b.value), a.shape));
+    if (to.needs(1)) to.add(1, t.sumTo(t.mul(dy, a.value), b.shape));
   });
 }
 
 /** a / b: da = dy / b, db = −dy · a / b². */
 export function div(a: Variable, b: Variable): Variable {
   return record('div', t.div(a.value, b.value), [a, b], (dy, to) => {
-    if (to.needs(0)) to.add(0, fused(() => t.sumTo(t.div(dy, b.value), a.shape)));
+    if (to.needs(0)) to.add(0, t.sumTo(t.div(dy, b.value), a.shape));
     if (to.needs(1)) {
-      to.add(1, fused(() => t.sumTo(t.neg(t.div(t.mul(dy, a.value), t.square(b.value))), b.shape)));
+      to.add(1, t.sumTo(t.neg(t.div(t.mul(dy, a.value), t.square(b.value))), b.shape));
     }
   });
 }
@@ -58,7 +58,7 @@ export const neg = (x: Variable): Variable => affine(x, -1);
 
 /** An elementwise op with dx = dy · slope(x, y). */
 function elementwise(name: string, x: Variable, y: Tensor, slope: (x: Tensor, y: Tensor) => Tensor): Variable {
-  return record(name, y, [x], (dy, to) => to.add(0, fused(() => t.mul(dy, slope(x.value, y)))));
+  return record(name, y, [x], (dy, to) => to.add(0, t.mul(dy, slope(x.value, y))));
 }
 
 export const exp = (x: Variable): Variable => elementwise('exp', x, t.exp(x.value), (_, y) => y);
@@ -179,11 +179,11 @@ export function matmul(a: Variable, b: Variable): Variable {
   return record('matmul', t.matmul(a.value, b.value), [a, b], (dy, to) => {
     if (to.needs(0)) {
       if (a.value.rank >= b.value.rank) addProduct(to, 0, dy, b.value, { transposeB: true });
-      else to.add(0, fused(() => t.sumTo(t.matmul(dy, b.value, { transposeB: true }), a.shape)));
+      else to.add(0, t.sumTo(t.matmul(dy, b.value, { transposeB: true }), a.shape));
     }
     if (to.needs(1)) {
       if (b.value.rank === a.value.rank) addProduct(to, 1, a.value, dy, { transposeA: true });
-      else to.add(1, fused(() => t.sumTo(t.matmul(a.value, dy, { transposeA: true }), b.shape)));
+      else to.add(1, t.sumTo(t.matmul(a.value, dy, { transposeA: true }), b.shape));
     }
   });
 }
@@ -205,7 +205,7 @@ export function linear(x: Variable, weight: Variable, bias?: Variable): Variable
     if (to.needs(0)) {
       const into = to.existing(0);
       if (into) t.matmul(d, weight.value, { into: asRows(into) });
-      else to.add(0, fused(() => t.matmul(d, weight.value).reshape(...x.shape)));
+      else to.add(0, t.matmul(d, weight.value).reshape(...x.shape));
     }
     if (to.needs(1)) addProduct(to, 1, d, asRows(x.value), { transposeA: true });
     if (bias && to.needs(2)) to.add(2, t.sum(d, { axis: 0 }));
@@ -383,7 +383,7 @@ export function linearCrossEntropy(
     value,
     [x, weight],
     (dy, to) => {
-      if (dx) to.add(0, fused(() => t.mul(dx, dy).reshape(...x.shape)));
+      if (dx) to.add(0, t.mul(dx, dy).reshape(...x.shape));
       if (dw) to.add(1, t.mul(dw, dy));
     },
     saved,

@@ -132,7 +132,8 @@ export class Variable {
       return;
     }
     if (dy) {
-      node.backward(dy, gradientsOf(node.parents));
+      // what the derivative makes on its way is freed at once; what it adds to a parent is kept
+      scope(() => node.backward(dy, gradientsOf(node.parents)));
       if (this.retained) this.accumulate(dy);
       else dy.dispose();
     }
@@ -162,18 +163,15 @@ function gradientsOf(parents: readonly Variable[]): Gradients {
     existing: (i) => (parents[i]!.pending?.shared === false ? parents[i]!.pending : undefined),
     add(i, g) {
       const parent = parents[i]!;
-      if (!parent.requiresGrad) {
-        g.dispose();
-      } else if (!parent.pending) {
-        parent.pending = g;
+      if (!parent.requiresGrad) return;
+      if (!parent.pending) {
+        parent.pending = g.keep();
       } else if (parent.pending.shared) {
-        const sum = add(parent.pending, g);
+        const sum = add(parent.pending, g).keep();
         parent.pending.dispose();
-        g.dispose();
         parent.pending = sum;
       } else {
         axpy(parent.pending, g);
-        g.dispose();
       }
     },
   };

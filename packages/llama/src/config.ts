@@ -136,9 +136,7 @@ class FieldReader {
       this.problem(key, 'an object or null');
       return undefined;
     }
-    return Object.keys(value).length === 0
-      ? undefined
-      : new FieldReader(value, this.problems, `${this.prefix}${key}.`);
+    return Object.keys(value).length === 0 ? undefined : new FieldReader(value, this.problems, `${this.prefix}${key}.`);
   }
 }
 
@@ -207,12 +205,18 @@ export function parseLlamaConfig(json: unknown, name: string): LlamaConfig {
 }
 
 function readHeadDim(fields: FieldReader, hiddenSize: number, numAttentionHeads: number): number {
-  const isExplicit = fields.value('head_dim') !== undefined;
-  const headDim = isExplicit ? fields.number('head_dim', SIZE) : hiddenSize / numAttentionHeads;
-  if (!isExplicit && !Number.isNaN(headDim) && !Number.isInteger(headDim)) {
-    fields.problem('hidden_size', `a multiple of num_attention_heads ${numAttentionHeads}, or head_dim beside it`);
-  } else if (headDim % 2 === 1) {
-    fields.problem('head_dim', `an even number, since rotary embeddings turn pairs (hidden_size / num_attention_heads is ${headDim})`);
+  const pairs = 'since rotary embeddings turn pairs';
+  if (fields.value('head_dim') !== undefined) {
+    const headDim = fields.number('head_dim', SIZE);
+    if (headDim % 2 === 1) fields.problem('head_dim', `an even number, ${pairs}`);
+    return headDim;
+  }
+  const headDim = hiddenSize / numAttentionHeads;
+  if (headDim % 2 > 0) {
+    fields.problem(
+      'hidden_size',
+      `an even multiple of num_attention_heads ${numAttentionHeads}, ${pairs}, or head_dim`,
+    );
   }
   return headDim;
 }
@@ -229,13 +233,14 @@ function readRope(fields: FieldReader): Pick<LlamaConfig, 'ropeTheta' | 'ropeSca
 }
 
 function readRopeScaling(parameters: FieldReader): RopeScaling | null {
-  const key = parameters.value('rope_type') === undefined && parameters.value('type') !== undefined ? 'type' : 'rope_type';
+  const key =
+    parameters.value('rope_type') === undefined && parameters.value('type') !== undefined ? 'type' : 'rope_type';
   const type = parameters.value(key) ?? 'default';
   switch (type) {
     case 'default':
       return null;
     case 'linear':
-      return { type, factor: parameters.number('factor', POSITIVE) };
+      return { type: 'linear', factor: parameters.number('factor', POSITIVE) };
     case 'llama3': {
       const lowFreqFactor = parameters.number('low_freq_factor', POSITIVE);
       const highFreqFactor = parameters.number('high_freq_factor', POSITIVE);
@@ -243,7 +248,7 @@ function readRopeScaling(parameters: FieldReader): RopeScaling | null {
         parameters.problem('high_freq_factor', `more than low_freq_factor ${lowFreqFactor}`);
       }
       return {
-        type,
+        type: 'llama3',
         factor: parameters.number('factor', POSITIVE),
         lowFreqFactor,
         highFreqFactor,

@@ -44,7 +44,10 @@ export async function* generateBatch(
   const longest = Math.max(...prompts.map((p) => p.length));
   const limit = model.config.maxPositionEmbeddings;
   if (prompts.length === 0 || prompts.some((p) => p.length === 0)) {
-    throw new LlamaError('prompt', 'generate: expected prompts of at least one token (the BOS token, say), got an empty one');
+    throw new LlamaError(
+      'prompt',
+      'generate: expected prompts of at least one token (the BOS token, say), got an empty one',
+    );
   }
   if (longest > limit) {
     throw new LlamaError('prompt', `generate: expected prompts of at most ${limit} tokens, got ${longest}`);

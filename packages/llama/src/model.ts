@@ -168,7 +168,8 @@ export class LlamaForCausalLM extends Module {
     const targets = nextTargets(labels, batch, length);
     const head = this.lmHead ?? this.model.embedTokens;
     const h = this.hidden(input);
-    if (head instanceof Linear || head instanceof Embedding) return linearCrossEntropy(h, head.weight, targets, options);
+    if (head instanceof Linear || head instanceof Embedding)
+      return linearCrossEntropy(h, head.weight, targets, options);
     throw new LlamaError('head', 'loss: expected a plain output matrix, got an adapter on lm_head; merge it first');
   }
 
@@ -192,7 +193,10 @@ export class LlamaForCausalLM extends Module {
 
   private checkIds({ inputIds, batch, length }: LlamaInput): void {
     if (inputIds.length !== batch * length || length === 0) {
-      throw new LlamaError('input', `forward: expected ${batch}·${length} token ids (at least one), got ${inputIds.length}`);
+      throw new LlamaError(
+        'input',
+        `forward: expected ${batch}·${length} token ids (at least one), got ${inputIds.length}`,
+      );
     }
     for (let i = 0; i < inputIds.length; i++) {
       const id = inputIds[i]!;
@@ -219,7 +223,10 @@ export class LlamaForCausalLM extends Module {
   private ropeTables(length: number): { cos: Tensor; sin: Tensor } {
     const limit = this.config.maxPositionEmbeddings;
     if (length > limit) {
-      throw new LlamaError('input', `forward: expected at most ${limit} positions (max_position_embeddings), got ${length}`);
+      throw new LlamaError(
+        'input',
+        `forward: expected at most ${limit} positions (max_position_embeddings), got ${length}`,
+      );
     }
     if (!this.tables || this.tables.length < length) {
       const rows = Math.min(limit, Math.max(length, 256, (this.tables?.length ?? 0) * 2));
@@ -267,12 +274,7 @@ export function buildLlama(config: LlamaConfig, source: ParameterSource): LlamaF
       projection(`${at}.mlp.up_proj`, F, C, config.mlpBias),
       projection(`${at}.mlp.down_proj`, C, F, config.mlpBias),
     );
-    return new LlamaDecoderLayer(
-      selfAttn,
-      mlp,
-      norm(`${at}.input_layernorm`),
-      norm(`${at}.post_attention_layernorm`),
-    );
+    return new LlamaDecoderLayer(selfAttn, mlp, norm(`${at}.input_layernorm`), norm(`${at}.post_attention_layernorm`));
   });
   const model = new LlamaModel(embedTokens, layers, norm('model.norm'));
   return new LlamaForCausalLM(config, model, config.tieWordEmbeddings ? undefined : projection('lm_head', V, C, false));

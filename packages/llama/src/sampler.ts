@@ -103,7 +103,8 @@ function nucleus(ids: number[], weights: Float64Array, topP: number): number[] {
     weights,
   );
   let length = 0;
-  for (let reached = 0; length < likely.length && reached < topP * total; length++) reached += weights[likely[length]!]!;
+  for (let reached = 0; length < likely.length && reached < topP * total; length++)
+    reached += weights[likely[length]!]!;
   return likely.slice(0, length);
 }
 

@@ -42,7 +42,7 @@ export interface PromptTemplate {
 
 /**
  * The prompt ends without a space and the completion starts with one, because tokenizers join a space to the word
- * after it.
+ * after it; see `tokenizeExample`.
  */
 export const defaultTemplate: PromptTemplate = { prompt: 'Question: {question}\nAnswer:', completion: ' {answer}' };
 
@@ -334,7 +334,7 @@ function readMessages(record: JsonRecord, ignored: Set<string>): RecordResult {
     }
   }
   for (const key of Object.keys(record)) if (key !== 'messages') ignored.add(key);
-  const conversation = (messages as ChatMessage[]).map(({ role, content }) => ({ role, content }));
+  const conversation = messages as ChatMessage[];
   const answers = conversation.filter((message) => message.role === 'assistant');
   if (answers.length === 0) {
     const roles = conversation.map((message) => message.role).join(', ');
@@ -451,6 +451,8 @@ interface Segment {
  * Prompt and completion are tokenised separately and then joined. So the prompt's tokens are the ones the model
  * will see when it is asked later; tokenised together, the last characters of the prompt can merge with the first ones
  * of the completion into a token that no later prompt ends with. The same goes for the turns of a conversation.
+ * Tokenizers of the SentencePiece kind (LLaMA 1 and 2) put a space before every text they encode; a completion that
+ * begins with a space leaves its own out then, so that there is one and not two.
  *
  * @throws MiloraError `max-length` unless maxLength is a whole number ≥ 2, `no-eos` / `no-bos` if a token is asked for
  *   that the tokenizer lacks, `no-chat-template` and `chat-template` for conversations whose turns cannot be rendered
@@ -465,6 +467,8 @@ interface ResolvedOptions {
   readonly maskPrompt: boolean;
   readonly bos: readonly number[];
   readonly eos: readonly number[];
+  /** Whether the tokenizer puts a space before every text. */
+  readonly spaceFirst: boolean;
 }
 
 function resolveOptions(tokenizer: Tokenizer, options: TokenizeOptions): ResolvedOptions {
@@ -480,45 +484,51 @@ function resolveOptions(tokenizer: Tokenizer, options: TokenizeOptions): Resolve
   if (addEos === true && eosId === undefined) {
     throw new MiloraError('no-eos', 'addEos: expected a tokenizer with an end token, got one without');
   }
+  const encode = (text: string): string => tokenizer.encode(text, { addSpecialTokens: false }).join(' ');
   const beginsWithBos = bosId !== undefined && tokenizer.encode('', { addSpecialTokens: true })[0] === bosId;
   return {
     maxLength,
     maskPrompt,
     bos: bosId !== undefined && (addBos ?? beginsWithBos) ? [bosId] : [],
     eos: eosId !== undefined && (addEos ?? true) ? [eosId] : [],
+    spaceFirst: encode('a b') === `${encode('a')} ${encode('b')}`,
   };
 }
 
 function tokenizeWith(tokenizer: Tokenizer, options: ResolvedOptions): (example: Example) => TokenizedExample {
-  const encode = (text: string): number[] => (text === '' ? [] : tokenizer.encode(text, { addSpecialTokens: false }));
+  const encode = (text: string): number[] => tokenizer.encode(text, { addSpecialTokens: false });
   return (example) => {
-    const { maxLength, maskPrompt, bos, eos } = options;
+    const { maxLength, maskPrompt, bos, eos, spaceFirst } = options;
     const isChat = 'messages' in example;
     const ids: number[] = isChat ? [] : [...bos];
-    const trained: boolean[] = ids.map(() => !maskPrompt);
-    const append = (tokens: readonly number[], isTrained: boolean): void => {
+    const isTrained: boolean[] = ids.map(() => !maskPrompt);
+    const append = (tokens: readonly number[], trained: boolean): void => {
       for (const token of tokens) {
         ids.push(token);
-        trained.push(isTrained || !maskPrompt);
+        isTrained.push(trained || !maskPrompt);
       }
     };
-    for (const segment of segmentsOf(example, tokenizer)) append(encode(segment.text), segment.trained);
+    segmentsOf(example, tokenizer).forEach(({ text, trained }, i) => {
+      const hasSpace = i > 0 && spaceFirst && /^ [^]/.test(text);
+      append(encode(hasSpace ? text.slice(1) : text), trained);
+    });
     if (!isChat) append(eos, true);
 
     const length = Math.min(ids.length, maxLength);
     const labels = new Int32Array(length).fill(IGNORE);
-    for (let t = 1; t < length; t++) if (trained[t]) labels[t] = ids[t]!;
+    for (let t = 1; t < length; t++) if (isTrained[t]) labels[t] = ids[t]!;
     return { ids: Int32Array.from(ids.slice(0, length)), labels, truncated: ids.length > maxLength };
   };
 }
 
 function segmentsOf(example: Example, tokenizer: Tokenizer): Segment[] {
-  if ('text' in example) return [{ text: example.text, trained: true }];
+  if ('text' in example) return example.text === '' ? [] : [{ text: example.text, trained: true }];
   if ('messages' in example) return chatSegments(example.messages, tokenizer);
-  return [
+  const segments = [
     { text: example.prompt, trained: false },
     { text: example.completion, trained: true },
   ];
+  return segments.filter((segment) => segment.text !== '');
 }
 
 /**
@@ -533,7 +543,7 @@ function chatSegments(messages: readonly ChatMessage[], tokenizer: Tokenizer): S
       'messages: expected a tokenizer with a chat template, got one without; use prompt + completion records, or a chat model',
     );
   }
-  const special = (id: number | undefined): string => (id === undefined ? '' : tokenizer.decode([id]));
+  const special = (id: number | undefined): string => (id === undefined ? '' : (tokenizer.idToToken(id) ?? ''));
   const bosToken = special(tokenizer.bosId);
   const eosToken = special(tokenizer.eosIds[0]);
   const render = (count: number, addGenerationPrompt: boolean): string =>
@@ -634,11 +644,13 @@ export function describeMasking(
   tokenizer: Pick<Tokenizer, 'decode'>,
   maxCharacters = 400,
 ): string {
+  const decode = (end: number): string => tokenizer.decode([...ids.subarray(0, end)], { skipSpecialTokens: false });
   const lines: string[] = [];
   for (let from = 0, to = 0; from < ids.length; from = to) {
     const trained = labels[from] !== IGNORE;
     while (to < ids.length && (labels[to] !== IGNORE) === trained) to++;
-    const text = shorten(tokenizer.decode([...ids.subarray(from, to)]), maxCharacters);
+    // What the stretch adds to the text before it: decoded alone, many tokenizers would drop its first space.
+    const text = shorten(decode(to).slice(decode(from).length), maxCharacters);
     lines.push(
       `${trained ? 'trained    ' : 'not trained'} ${String(to - from).padStart(5)} tokens  ${JSON.stringify(text)}`,
     );

@@ -18,18 +18,24 @@ import {
 import { readDataset } from '../src/node/data.js';
 
 /** One token for each character, its code point, with the marks `<s>` and `</s>` as single tokens. */
+const marks = ['', '<s>', '</s>'];
 const characters: Tokenizer = {
   vocabSize: 0x110000,
   bosId: 1,
   eosIds: [2],
   padId: undefined,
   encode: (text, { addSpecialTokens = true } = {}) => {
-    const pieces = text.match(/<\/?s>|[^]/gu) ?? [];
-    const ids = pieces.map((p) => (p === '<s>' ? 1 : p === '</s>' ? 2 : p.codePointAt(0)!));
+    const ids = (text.match(/<\/?s>|[^]/gu) ?? []).map((piece) => characters.tokenToId(piece)!);
     return addSpecialTokens ? [1, ...ids] : ids;
   },
-  decode: (ids) => [...ids].map((id) => (id === 1 ? '<s>' : id === 2 ? '</s>' : String.fromCodePoint(id))).join(''),
+  decode: (ids, { skipSpecialTokens = true } = {}) =>
+    ids.map((id) => (skipSpecialTokens && marks[id] ? '' : characters.idToToken(id))).join(''),
+  tokenToId: (token) => (marks.indexOf(token) > 0 ? marks.indexOf(token) : token.codePointAt(0)),
+  idToToken: (id) => marks[id] || String.fromCodePoint(id),
 };
+
+/** The text of token ids, marks included. */
+const textOf = (ids: Iterable<number>): string => characters.decode([...ids], { skipSpecialTokens: false });
 
 const chatTemplate =
   "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}A:{{ m.content }}{{ eos_token }}" +
@@ -38,7 +44,7 @@ const chatCharacters: Tokenizer = { ...characters, chatTemplate };
 
 const trainedText = (example: Example, tokenizer = characters, options = {}): string => {
   const { ids, labels } = tokenizeExample(example, tokenizer, { maxLength: 1000, ...options });
-  return tokenizer.decode([...ids].filter((_, t) => labels[t] !== IGNORE));
+  return textOf(ids.filter((_, t) => labels[t] !== IGNORE));
 };
 
 const parse = (text: string, name = 'data.jsonl', options = {}) => parseDataset(text, { name, ...options });
@@ -213,7 +219,7 @@ describe('parseDataset: errors', () => {
     ],
     [
       'malformed array',
-      '[\n {"text": "a"},\n {"text": b}\n]',
+      '[\n {"text": "a \\", ]"},\n {"text": b}\n]',
       'data-line',
       /^d.json: line 3, index 1: expected a JSON object, got .*JSON/,
       'd.json',
@@ -308,6 +314,16 @@ describe('tokenizeExample', () => {
     expect(() => ids({ maxLength: 1 })).toThrow(expect.objectContaining({ code: 'max-length' }));
   });
 
+  it('leaves one space where the tokenizer puts one before every text', () => {
+    const spaceFirst: Tokenizer = { ...characters, encode: (text, options) => characters.encode(` ${text}`, options) };
+    const whole = (completion: string, tokenizer: Tokenizer): string =>
+      textOf(tokenizeExample({ prompt: 'Q:', completion }, tokenizer, { maxLength: 99, addBos: false }).ids);
+    expect(whole(' A', spaceFirst)).toBe(' Q: A</s>');
+    expect(whole('A', spaceFirst)).toBe(' Q: A</s>');
+    expect(whole('  A', spaceFirst)).toBe(' Q:  A</s>');
+    expect(whole(' A', characters)).toBe('Q: A</s>');
+  });
+
   it('is the prompt as asked later, then the completion, cut at the right', () => {
     const text = fc.string({ unit: fc.constantFrom('a', 'b', ' ', 'é') });
     fc.assert(
@@ -339,7 +355,7 @@ describe('tokenizeExample: conversations', () => {
 
   it("trains the assistant's turns with their end marks, and nothing else", () => {
     const { ids } = tokenizeExample({ messages }, chatCharacters, { maxLength: 100 });
-    expect(characters.decode([...ids])).toBe('<s>U:hi|A:yo</s>U:so?|A:bye</s>U:ok|');
+    expect(textOf(ids)).toBe('<s>U:hi|A:yo</s>U:so?|A:bye</s>U:ok|');
     expect(trainedText({ messages }, chatCharacters)).toBe('yo</s>bye</s>');
     expect(trainedText({ messages }, chatCharacters, { maskPrompt: false })).toBe('U:hi|A:yo</s>U:so?|A:bye</s>U:ok|');
   });
@@ -371,7 +387,7 @@ describe('tokenizeDataset', () => {
     ];
     const result = tokenizeDataset(examples, characters, { maxLength: 6 });
     expect(result).toMatchObject({ truncated: 1, dropped: [1], tokens: 12, targets: 3 + 4 });
-    expect(result.examples.map(({ ids }) => characters.decode([...ids]))).toEqual(['<s>abcd</s>', '<s>abcde']);
+    expect(result.examples.map(({ ids }) => textOf(ids))).toEqual(['<s>abcd</s>', '<s>abcde']);
   });
 
   it('refuses data that leaves nothing', () => {

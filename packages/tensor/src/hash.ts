@@ -14,7 +14,7 @@ const PIECE = 2 ** 26;
  */
 export async function fingerprint(host: HostTensor): Promise<string> {
   const bytes = new Uint8Array(host.data.buffer, host.data.byteOffset, host.data.byteLength);
-  const parts = [new TextEncoder().encode(`${host.dtype}[${host.shape.join(',')}]`)];
+  const parts: Uint8Array[] = [new TextEncoder().encode(`${host.dtype}[${host.shape.join(',')}]`)];
   for (let at = 0; at < bytes.length; at += PIECE) parts.push(await sha256(bytes.subarray(at, at + PIECE)));
   const digest = await sha256(concatenate(parts));
   return 'sha256:' + Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
@@ -23,13 +23,14 @@ export async function fingerprint(host: HostTensor): Promise<string> {
 async function sha256(bytes: Uint8Array): Promise<Uint8Array> {
   // undefined on insecure pages, whatever the type says
   const subtle = globalThis.crypto?.subtle as SubtleCrypto | undefined;
-  if (!subtle) throw new TensorError('no-crypto', 'fingerprint: expected Web Crypto, got none; serve the page over HTTPS');
-  // shared memory is refused there, and slice copies out of it
-  const own = bytes.buffer instanceof ArrayBuffer ? (bytes as Uint8Array<ArrayBuffer>) : bytes.slice();
-  return new Uint8Array(await subtle.digest('SHA-256', own as Uint8Array<ArrayBuffer>));
+  if (!subtle)
+    throw new TensorError('no-crypto', 'fingerprint: expected Web Crypto, got none; serve the page over HTTPS');
+  // shared memory is refused there
+  const own = bytes.buffer instanceof ArrayBuffer ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(bytes);
+  return new Uint8Array(await subtle.digest('SHA-256', own));
 }
 
-function concatenate(parts: readonly Uint8Array[]): Uint8Array {
+function concatenate(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
   const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
   for (const part of parts) {

@@ -15,3 +15,8 @@ export * from './ops/matmul.js';
 export * from './ops/rows.js';
 export * from './ops/attention.js';
 export * from './ops/update.js';
+export { Philox } from './random.js';
+export type { PhiloxState } from './random.js';
+export { fingerprint } from './hash.js';
+export { fromNdarray, toNdarray } from './ndarray.js';
+export * from './linalg/index.js';

@@ -17,7 +17,10 @@ export type NdarrayData = Float32Array | Float64Array | Int32Array;
  */
 export function toNdarray(host: HostTensor): NdArray<NdarrayData> {
   if (host.data instanceof Uint16Array) {
-    throw new TensorError('dtype', `toNdarray: expected dtype f32, f64 or i32, got ${host.dtype}; convertHost makes f32`);
+    throw new TensorError(
+      'dtype',
+      `toNdarray: expected dtype f32, f64 or i32, got ${host.dtype}; convertHost makes f32`,
+    );
   }
   return ndarray(host.data, [...host.shape]);
 }

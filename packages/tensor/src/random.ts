@@ -34,7 +34,10 @@ export interface PhiloxState {
 }
 
 /** One Philox4x32-10 block: four words from four counter words and two key words. */
-export function philox4x32(counter: readonly [number, number, number, number], key: readonly [number, number]): Uint32Array {
+export function philox4x32(
+  counter: readonly [number, number, number, number],
+  key: readonly [number, number],
+): Uint32Array {
   const out = new Uint32Array(4);
   writeBlock(out, 0, counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
   return out;
@@ -238,6 +241,9 @@ const CHUNK = 1024;
 
 function expectWhole(name: string, value: number, most: number, least = 0): void {
   if (!Number.isInteger(value) || value < least || value > most) {
-    throw new TensorError('range', `Philox: expected ${name} to be a whole number from ${least} to ${most}, got ${value}`);
+    throw new TensorError(
+      'range',
+      `Philox: expected ${name} to be a whole number from ${least} to ${most}, got ${value}`,
+    );
   }
 }

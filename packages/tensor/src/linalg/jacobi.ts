@@ -86,15 +86,19 @@ function tangentOf(zeta: number): number {
   return zeta < 0 ? -tangent : tangent;
 }
 
-/** Rows at p and q ← (cos · row p − sin · row q, sin · row p + cos · row q). */
+/**
+ * Rows at p and q ← (cos · row p − sin · row q, sin · row p + cos · row q), written as a change of both (Rutishauser): the
+ * rounding of cos and sin then hardly lengthens the rows, and J stays orthogonal over thousands of rotations.
+ */
 function rotate(x: Float64Array, p: number, q: number, width: number, tangent: number): void {
   const cosine = 1 / Math.sqrt(1 + tangent * tangent);
   const sine = cosine * tangent;
+  const half = sine / (1 + cosine); // the tangent of half the angle
   for (let t = 0; t < width; t++) {
     const xp = x[p + t]!;
     const xq = x[q + t]!;
-    x[p + t] = cosine * xp - sine * xq;
-    x[q + t] = sine * xp + cosine * xq;
+    x[p + t] = xp - sine * (xq + half * xp);
+    x[q + t] = xq + sine * (xp - half * xq);
   }
 }
 
@@ -105,7 +109,13 @@ function squareAfter(x: Float64Array, at: number, n: number, before: number, cha
 }
 
 /** Splits the rotated [B | J] into s, w and j. */
-function separate(x: Float64Array, squares: Float64Array, k: number, n: number, width: number): Omit<JacobiResult, 'sweeps'> {
+function separate(
+  x: Float64Array,
+  squares: Float64Array,
+  k: number,
+  n: number,
+  width: number,
+): Omit<JacobiResult, 'sweeps'> {
   const j = zeroMatrix(k, k);
   const w = zeroMatrix(k, n);
   const s = new Float64Array(k);

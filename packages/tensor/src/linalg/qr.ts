@@ -9,7 +9,7 @@
  * Source: Golub & Van Loan, Matrix Computations (4th ed.), §5.2 and §5.4.2; the update of the remaining norms follows
  * Drmač & Bujanović, On the failure of rank-revealing QR factorization software (2008).
  */
-import { dot, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 
 /** A = q · r: q `[m, k]` has orthonormal columns, r `[k, n]` is upper triangular with a diagonal ≥ 0; k = min(m, n). */
 export interface Qr {
@@ -32,6 +32,9 @@ export function qr(a: Matrix): Qr {
 export function qrPivoted(a: Matrix): PivotedQr {
   return factorise(a, true);
 }
+
+/** Vectors shorter than this may have subnormal entries that matter. */
+const TINY = 2 ** -900;
 
 function factorise(a: Matrix, pivoting: boolean): PivotedQr {
   const m = a.rows;
@@ -85,11 +88,14 @@ function factorise(a: Matrix, pivoting: boolean): PivotedQr {
  * sign opposite to x₀, so that nothing cancels.
  */
 function reflector(x: Float64Array, at: number, length: number): number {
-  const first = x[at]!;
   if (norm(x, at + 1, length - 1) === 0) return 0;
+  // subnormal numbers have too few digits to compute with; between two scalings they are ordinary ones
+  const scale = norm(x, at, length) < TINY ? 2 ** 600 : 1;
+  const first = x[at]! * scale;
+  for (let i = at; i < at + length; i++) x[i] = x[i]! * scale;
   const beta = first > 0 ? -norm(x, at, length) : norm(x, at, length);
   for (let i = at + 1; i < at + length; i++) x[i] = x[i]! / (first - beta);
-  x[at] = beta;
+  x[at] = beta / scale;
   return (beta - first) / beta;
 }
 

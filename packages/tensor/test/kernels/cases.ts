@@ -255,6 +255,11 @@ function castValue(x: number, from: DType, to: DType): number {
 
 const block = fc.record({ outer: small, n: size, inner: small, seed });
 
+/** Columns start … start + count − 1 of a block. */
+const range = block
+  .chain((b) => fc.record({ start: fc.integer({ min: 0, max: b.n }) }).map((i) => ({ ...b, ...i })))
+  .chain((b) => fc.record({ count: fc.integer({ min: 0, max: b.n - b.start }) }).map((i) => ({ ...b, ...i })));
+
 const permutations = fc
   .shuffledSubarray([0, 1, 2, 3], { minLength: 4, maxLength: 4 })
   .map((p) => p as unknown as Shape4);
@@ -506,10 +511,7 @@ export const cases: Record<KernelName, Case<unknown>> = {
     relative: 0,
   }),
   slice: kernel({
-    inputs: block
-      .chain((b) => fc.record({ start: fc.integer({ min: 0, max: b.n }) }).map((i) => ({ ...b, ...i })))
-      .chain((b) => fc.record({ count: fc.integer({ min: 0, max: b.n - b.start }) }).map((i) => ({ ...b, ...i })))
-      .map((i) => ({ ...i, x: floats(i.seed, i.outer * i.n * i.inner) })),
+    inputs: range.map((i) => ({ ...i, x: floats(i.seed, i.outer * i.n * i.inner) })),
     call: (backend, s, i) => ({ y: backend.slice(s.f32(i.x), i.outer, i.n, i.inner, i.start, i.count) }),
     expected: (i) => ({ y: { values: reference.slice(i.x, i.outer, i.n, i.inner, i.start, i.count) } }),
     relative: 0,
@@ -755,6 +757,18 @@ export const cases: Record<KernelName, Case<unknown>> = {
     call: (backend, s, i) => ({ y: backend.axpy(s.state(i.y), s.f32(i.x), i.n, i.alpha) }),
     expected: (i) => ({ y: { values: reference.axpy(i.y, i.x, i.alpha), scale: 1 } }),
     relative: 3e-7,
+  }),
+  write: kernel({
+    inputs: range.map((i) => ({
+      ...i,
+      y: floats(i.seed, i.outer * i.n * i.inner),
+      x: floats(i.seed + 1, i.outer * i.count * i.inner),
+    })),
+    call: (backend, s, i) => ({
+      y: backend.write(s.state(i.y), s.f32(i.x), i.outer, i.n, i.inner, i.start, i.count),
+    }),
+    expected: (i) => ({ y: { values: reference.write(i.y, i.x, i.outer, i.n, i.inner, i.start, i.count) } }),
+    relative: 0,
   }),
   scaleBy: kernel({
     inputs: stateInput.map((i) => ({ ...i, y: floats(i.seed, i.n), factor: floats(i.seed + 1, 1) })),

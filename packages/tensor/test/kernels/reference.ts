@@ -402,6 +402,22 @@ export function axpy(y: Numbers, x: Numbers, alpha: number): number[] {
   return each(y.length, (i) => y[i]! + alpha * x[i]!);
 }
 
+export function write(
+  y: Numbers,
+  x: Numbers,
+  outer: number,
+  n: number,
+  inner: number,
+  start: number,
+  count: number,
+): number[] {
+  const result = Array.from(y);
+  for (let o = 0; o < outer; o++)
+    for (let i = 0; i < count; i++)
+      for (let c = 0; c < inner; c++) result[(o * n + start + i) * inner + c] = x[(o * count + i) * inner + c]!;
+  return result;
+}
+
 export function scaleBy(y: Numbers, factor: Numbers): number[] {
   return each(y.length, (i) => y[i]! * factor[0]!);
 }

@@ -43,7 +43,7 @@ export function createGpuBackend(mode: GpuMode): Backend {
   return new GpuBackend(mode);
 }
 
-/** Results up to here are summed in one pass; longer ones in two (see `rows.sumStep`). */
+/** Up to here reductions take one pass; longer ones take two (see `rows.sumStep`). */
 const LONG_SUM = 1024;
 /** `strided` divides the index of a plane, which must stay exact in f32. */
 const MAX_PLANES = 2 ** 22;
@@ -478,6 +478,12 @@ class GpuBackend implements Backend {
 
   axpy(y: Storage, x: Storage, n: number, alpha: number): Storage {
     return this.#replace(y, this.#gpu.run(update.axpy, [n], {}, this.#view(y, n), this.#view(x, n), alpha));
+  }
+
+  write(y: Storage, x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage {
+    const columns = { start: start * inner, end: (start + count) * inner };
+    const args = [this.#view(y, n * inner, outer), this.#view(x, count * inner, outer)] as const;
+    return this.#replace(y, this.#gpu.run(layout.write, [n * inner, outer], columns, ...args));
   }
 
   scaleBy(y: Storage, factor: Storage, n: number): Storage {

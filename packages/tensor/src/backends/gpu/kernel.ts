@@ -73,11 +73,9 @@ export class KernelRunner {
   ): Eventual<Float32Array> {
     if (size.includes(0)) return new Float32Array(0);
     const values = args as (View | number)[];
-    if (!this.#device && values.every(isReady))
-      return this.#call(kernel as unknown as AnyKernel, size, constants, values);
-    return whenReady(this.#settle(values), (ready) =>
-      this.#call(kernel as unknown as AnyKernel, size, constants, ready),
-    );
+    const source = kernel as unknown as AnyKernel;
+    if (!this.#device && values.every(isReady)) return this.#call(source, size, constants, values);
+    return whenReady(this.#settle(values), (ready) => this.#call(source, size, constants, ready));
   }
 
   async #settle(args: readonly (View | number)[]): Promise<(View | number)[]> {

@@ -27,6 +27,14 @@ export function pad(this: Thread<'before' | 'end'>, x: Matrix): number {
   return 0;
 }
 
+/** y[r, c] ← x[r, c − start] in columns start … end − 1; the others stay */
+export function write(this: Thread<'start' | 'end'>, y: Matrix, x: Matrix): number {
+  if (this.thread.x >= this.constants.start && this.thread.x < this.constants.end) {
+    return x[this.thread.y][this.thread.x - this.constants.start];
+  }
+  return y[this.thread.y][this.thread.x];
+}
+
 /** y[r, c] = a[r, c] in the first columns, then b[r, c − width of a] */
 export function concat(this: Thread<'widthA'>, a: Matrix, b: Matrix): number {
   if (this.thread.x < this.constants.widthA) {

@@ -1,0 +1,3 @@
+/** `@milora/llama/node`: reading models and tokenizers from disk. */
+export { loadConfig } from './node/loadConfig.js';
+export { loadTokenizer } from './node/loadTokenizer.js';
