@@ -72,9 +72,10 @@ export function sample({ temperature = 1, topK, topP = 1, minP = 0, random }: Sa
 
   return (logits) => {
     const max = logits[likeliest(logits)]!;
-    const weights = Float64Array.from(logits, (logit) => Math.exp((logit - max) / temperature));
+    const weights = new Float64Array(logits.length);
+    for (let id = 0; id < logits.length; id++) weights[id] = Math.exp((logits[id]! - max) / temperature);
     let candidates = idsAtLeast(weights, minP);
-    if (topK !== undefined && topK < candidates.length) candidates = sorted(candidates, weights).slice(0, topK);
+    if (topK !== undefined && topK < candidates.length) candidates = likeliestOf(candidates, weights, topK);
     if (topP < 1) candidates = nucleus(candidates, weights, topP);
     return draw(candidates, weights, random());
   };
@@ -85,6 +86,19 @@ function idsAtLeast(weights: Float64Array, fraction: number): number[] {
   const ids: number[] = [];
   for (let id = 0; id < weights.length; id++) if (weights[id]! > 0 && weights[id]! >= fraction) ids.push(id);
   return ids;
+}
+
+/** The `count` tokens of largest weight in order, of equals the first; one pass, since most tokens fail the first test. */
+function likeliestOf(ids: readonly number[], weights: Float64Array, count: number): number[] {
+  const best: number[] = [];
+  for (const id of ids) {
+    const weight = weights[id]!;
+    if (best.length === count && weight <= weights[best[count - 1]!]!) continue;
+    let at = best.length < count ? best.length : count - 1;
+    for (; at > 0 && weights[best[at - 1]!]! < weight; at--) best[at] = best[at - 1]!;
+    best[at] = id;
+  }
+  return best;
 }
 
 const sorted = (ids: number[], weights: Float64Array): number[] =>

@@ -75,6 +75,18 @@ describe('sample', () => {
     expect(drawn).toEqual([0, expect.closeTo(a, 3), expect.closeTo(b, 3), 0, 0, 0]);
   });
 
+  it('keeps the same tokens as sorting would', () => {
+    fc.assert(
+      fc.property(someLogits, fc.integer({ min: 1, max: 45 }), uniform, (values, topK, random) => {
+        const order = [...values.keys()].sort((a, b) => values[b]! - values[a]! || a - b);
+        expect(order.slice(0, topK)).toContain(sample({ topK, random: () => random })(values));
+        // the last of them comes last
+        const last = sample({ topK, temperature: 1e6, random: () => 1 - 2 ** -53 })(values);
+        expect(last).toBe(topK < values.length ? order[topK - 1] : values.length - 1);
+      }),
+    );
+  });
+
   it('keeps the smallest set of tokens that reaches topP', () => {
     fc.assert(
       fc.property(someLogits, fc.double({ min: 0.01, max: 0.99, noNaN: true }), uniform, (values, topP, random) => {

@@ -118,6 +118,12 @@ export class WasmBackend implements Backend {
   }
 
   // ---- memory ----
+  /** A block for a kernel's result. Operands that were freed are refused first, so that a refusal leaves nothing behind. */
+  private result(elements: number, operands: readonly Storage[], bytesEach = 4): Block {
+    for (const operand of operands) this.at(operand);
+    return this.alloc(elements, bytesEach);
+  }
+
   private alloc(elements: number, bytesEach = 4): Block {
     const bytes = elements * bytesEach;
     const block: Block = { at: this.runtime.allocator.alloc(bytes), bytes: Allocator.rounded(bytes) };
@@ -210,7 +216,7 @@ export class WasmBackend implements Backend {
   }
 
   unary(op: UnaryOp, x: Storage, n: number): Storage {
-    const y = this.alloc(n);
+    const y = this.result(n, [x]);
     const code = UNARY[op];
     if (code === undefined) {
       const from = this.floats(x, n);
@@ -224,7 +230,7 @@ export class WasmBackend implements Backend {
   }
 
   affine(x: Storage, n: number, scale: number, shift: number): Storage {
-    const y = this.alloc(n);
+    const y = this.result(n, [x]);
     const call = this.args(y.at, this.at(x), n);
     call.float(3, scale);
     call.float(4, shift);
@@ -234,7 +240,7 @@ export class WasmBackend implements Backend {
 
   binary(op: BinaryOp, a: Storage, b: Storage, shape: Shape4, aStrides: Shape4, bStrides: Shape4): Storage {
     const n = shape[0] * shape[1] * shape[2] * shape[3];
-    const y = this.alloc(n);
+    const y = this.result(n, [a, b]);
     const rows = mergeRows(shape, aStrides, bStrides);
     if (rows) {
       const [count, columns, ars, acs, brs, bcs] = rows;
@@ -257,20 +263,20 @@ export class WasmBackend implements Backend {
   }
 
   swiglu(gate: Storage, up: Storage, n: number): Storage {
-    const y = this.alloc(n);
+    const y = this.result(n, [gate, up]);
     this.args(y.at, this.at(gate), this.at(up), n).run(JOBS.swiglu, Math.ceil(n / BLOCK), WORTH / BLOCK / 4);
     return y;
   }
 
   swigluGrad(dy: Storage, gate: Storage, up: Storage, n: number): { gate: Storage; up: Storage } {
-    const [dgate, dup] = [this.alloc(n), this.alloc(n)];
+    const [dgate, dup] = [this.result(n, [dy, gate, up]), this.result(n, [dy, gate, up])];
     this.args(dgate.at, dup.at, this.at(dy), this.at(gate), this.at(up), n);
     this.runtime.run(JOBS.swigluGrad, Math.ceil(n / BLOCK), WORTH / BLOCK / 4);
     return { gate: dgate, up: dup };
   }
 
   cast(x: Storage, n: number, from: DType, to: DType): Storage {
-    const y = this.alloc(n, bytesPerElement(to));
+    const y = this.result(n, [x], bytesPerElement(to));
     if (from === 'bf16' && to === 'f32') {
       this.args(y.at, this.at(x), n).run(JOBS.fromBf16, Math.ceil(n / BLOCK), WORTH / BLOCK);
     } else {
@@ -282,7 +288,7 @@ export class WasmBackend implements Backend {
   // ---- layout ----
   permute(x: Storage, shape: Shape4, perm: Shape4): Storage {
     const n = shape[0] * shape[1] * shape[2] * shape[3];
-    const y = this.alloc(n);
+    const y = this.result(n, [x]);
     const strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
     const [s0, s1, s2, s3] = perm.map((d) => strides[d]!) as [number, number, number, number];
     const [n0, n1, n2, n3] = perm.map((d) => shape[d]!) as [number, number, number, number];
@@ -308,7 +314,7 @@ export class WasmBackend implements Backend {
   }
 
   slice(x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage {
-    const y = this.alloc(outer * count * inner);
+    const y = this.result(outer * count * inner, [x]);
     this.copyRuns(y.at, count * inner, this.at(x) + start * inner * 4, n * inner, outer, count * inner);
     return y;
   }
@@ -320,14 +326,14 @@ export class WasmBackend implements Backend {
   }
 
   concat(a: Storage, b: Storage, outer: number, na: number, nb: number, inner: number): Storage {
-    const y = this.alloc(outer * (na + nb) * inner);
+    const y = this.result(outer * (na + nb) * inner, [a, b]);
     this.copyRuns(y.at, (na + nb) * inner, this.at(a), na * inner, outer, na * inner);
     this.copyRuns(y.at + na * inner * 4, (na + nb) * inner, this.at(b), nb * inner, outer, nb * inner);
     return y;
   }
 
   gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage {
-    const y = this.alloc(count * width);
+    const y = this.result(count * width, [table, ids]);
     const index = this.ints(ids, count);
     const to = this.floats(y, count * width);
     const from = this.view(table, dtype, rows * width);
@@ -347,7 +353,7 @@ export class WasmBackend implements Backend {
 
   // ---- reductions and rows ----
   reduce(op: ReduceOp, x: Storage, outer: number, n: number, inner: number): Storage {
-    const y = this.alloc(outer * inner);
+    const y = this.result(outer * inner, [x]);
     if (op === 'sum' && inner === 1) {
       this.args(y.at, this.at(x), n).run(JOBS.sumRows, outer, rowGrain(n));
     } else if (op === 'sum') {
@@ -366,66 +372,59 @@ export class WasmBackend implements Backend {
   }
 
   argmax(x: Storage, rows: number, columns: number): Storage {
-    const y = this.alloc(rows);
+    const y = this.result(rows, [x]);
     this.args(y.at, this.at(x), columns).run(JOBS.argmax, rows, rowGrain(columns));
     return y;
   }
 
   softmax(x: Storage, rows: number, columns: number): Storage {
-    const y = this.alloc(rows * columns);
+    const y = this.result(rows * columns, [x]);
     this.args(y.at, this.at(x), columns).run(JOBS.softmax, rows, rowGrain(columns * 4));
     return y;
   }
 
   softmaxGrad(dy: Storage, y: Storage, rows: number, columns: number): Storage {
-    const dx = this.alloc(rows * columns);
+    const dx = this.result(rows * columns, [dy, y]);
     this.args(dx.at, this.at(dy), this.at(y), columns).run(JOBS.softmaxGrad, rows, rowGrain(columns));
     return dx;
   }
 
   logSoftmax(x: Storage, rows: number, columns: number): Storage {
-    const y = this.alloc(rows * columns);
+    const y = this.result(rows * columns, [x]);
     this.args(y.at, this.at(x), columns).run(JOBS.logSoftmax, rows, rowGrain(columns * 4));
     return y;
   }
 
   logSoftmaxGrad(dy: Storage, y: Storage, rows: number, columns: number): Storage {
-    const dx = this.alloc(rows * columns);
+    const dx = this.result(rows * columns, [dy, y]);
     this.args(dx.at, this.at(dy), this.at(y), columns).run(JOBS.logSoftmaxGrad, rows, rowGrain(columns * 4));
     return dx;
   }
 
   rmsNorm(x: Storage, weight: Storage, rows: number, columns: number, eps: number): { y: Storage; inv: Storage } {
-    const [y, inv] = [this.alloc(rows * columns), this.alloc(rows)];
+    const [y, inv] = [this.result(rows * columns, [x, weight]), this.result(rows, [x, weight])];
     const call = this.args(y.at, inv.at, this.at(x), this.at(weight), columns);
     call.float(5, eps);
     call.run(JOBS.rmsNorm, rows, rowGrain(columns));
     return { y, inv };
   }
 
-  rmsNormGradInput(
-    dy: Storage,
-    x: Storage,
-    weight: Storage,
-    inv: Storage,
-    rows: number,
-    columns: number,
-  ): Storage {
-    const dx = this.alloc(rows * columns);
+  rmsNormGradInput(dy: Storage, x: Storage, weight: Storage, inv: Storage, rows: number, columns: number): Storage {
+    const dx = this.result(rows * columns, [dy, x, weight, inv]);
     this.args(dx.at, this.at(dy), this.at(x), this.at(weight), this.at(inv), columns);
     this.runtime.run(JOBS.rmsNormGradInput, rows, rowGrain(columns));
     return dx;
   }
 
   rmsNormGradWeight(dy: Storage, x: Storage, inv: Storage, rows: number, columns: number): Storage {
-    const dw = this.alloc(columns);
+    const dw = this.result(columns, [dy, x, inv]);
     this.args(dw.at, this.at(dy), this.at(x), this.at(inv), rows, columns);
     this.runtime.run(JOBS.rmsNormGradWeight, Math.ceil(columns / 4), rowGrain(rows * 4));
     return dw;
   }
 
   crossEntropy(logits: Storage, labels: Storage, rows: number, columns: number): { loss: Storage; lse: Storage } {
-    const [loss, lse] = [this.alloc(rows), this.alloc(rows)];
+    const [loss, lse] = [this.result(rows, [logits, labels]), this.result(rows, [logits, labels])];
     this.args(loss.at, lse.at, this.at(logits), this.at(labels), columns);
     this.runtime.run(JOBS.crossEntropy, rows, rowGrain(columns * 4));
     return { loss, lse };
@@ -439,7 +438,7 @@ export class WasmBackend implements Backend {
     rows: number,
     columns: number,
   ): Storage {
-    const dlogits = this.alloc(rows * columns);
+    const dlogits = this.result(rows * columns, [dloss, logits, labels, lse]);
     this.args(dlogits.at, this.at(dloss), this.at(logits), this.at(labels), this.at(lse), columns);
     this.runtime.run(JOBS.crossEntropyGrad, rows, rowGrain(columns * 4));
     return dlogits;
@@ -448,7 +447,7 @@ export class WasmBackend implements Backend {
   // ---- matrix products and LLaMA ----
   matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage {
     const { batch, m, n, k } = spec;
-    const c = (into as Block | undefined) ?? this.alloc(batch * m * n);
+    const c = (into as Block | undefined) ?? this.result(batch * m * n, [a, b]);
     if (batch * m * n === 0) return c;
     const [ars, acs] = spec.transposeA ? [1, m] : [k, 1];
     const [brs, bcs] = spec.transposeB ? [1, k] : [n, 1];
@@ -481,7 +480,7 @@ export class WasmBackend implements Backend {
     headDim: number,
     inverse: boolean,
   ): Storage {
-    const y = this.alloc(tokens * heads * headDim);
+    const y = this.result(tokens * heads * headDim, [x, positions, cos, sin]);
     const call = this.args(y.at, this.at(x), this.at(positions), this.at(cos), this.at(sin), heads, headDim);
     call.float(7, inverse ? -1 : 1);
     call.run(JOBS.rope, tokens, rowGrain(heads * headDim));
@@ -507,15 +506,12 @@ export class WasmBackend implements Backend {
     return call;
   }
 
-  attention(
-    q: Storage,
-    k: Storage,
-    v: Storage,
-    ranges: Storage,
-    spec: AttentionSpec,
-  ): { out: Storage; lse: Storage } {
+  attention(q: Storage, k: Storage, v: Storage, ranges: Storage, spec: AttentionSpec): { out: Storage; lse: Storage } {
     const { batch, queries, heads, headDim, keys } = spec;
-    const [out, lse] = [this.alloc(batch * queries * heads * headDim), this.alloc(batch * heads * queries)];
+    const [out, lse] = [
+      this.result(batch * queries * heads * headDim, [q, k, v, ranges]),
+      this.result(batch * heads * queries, [q, k, v, ranges]),
+    ];
     const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, 1);
     const tasks = batch * heads * Math.ceil(queries / QUERY_BLOCK);
     const perTask = Math.min(queries, QUERY_BLOCK) * keys * headDim;
@@ -534,8 +530,11 @@ export class WasmBackend implements Backend {
     spec: AttentionSpec,
   ): { q: Storage; k: Storage; v: Storage } {
     const { batch, queries, keys, heads, kvHeads, headDim } = spec;
-    const dq = this.alloc(batch * queries * heads * headDim);
-    const [dk, dv] = [this.alloc(batch * keys * kvHeads * headDim), this.alloc(batch * keys * kvHeads * headDim)];
+    const dq = this.result(batch * queries * heads * headDim, [dout, q, k, v, ranges, out, lse]);
+    const [dk, dv] = [
+      this.result(batch * keys * kvHeads * headDim, [dout, q, k, v, ranges, out, lse]),
+      this.result(batch * keys * kvHeads * headDim, [dout, q, k, v, ranges, out, lse]),
+    ];
     const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, 2);
     [this.at(dout), dq.at, dk.at, dv.at].forEach((at, i) => call.int(14 + i, at));
     const perTask = queries * keys * headDim * (heads / kvHeads);
