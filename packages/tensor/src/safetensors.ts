@@ -495,11 +495,11 @@ function missing(file: string, name: string, present: readonly string[]): Tensor
   );
 }
 
-/** Up to three names that differ from `name` in less than half of its letters. */
+/** Up to three names that differ from `name` in at most half of its letters. */
 function nearest(name: string, present: readonly string[]): string[] {
   return present
     .map((other) => ({ other, distance: editDistance(name, other) }))
-    .filter(({ distance }) => distance < name.length / 2)
+    .filter(({ distance }) => distance <= name.length / 2)
     .sort((a, b) => a.distance - b.distance)
     .slice(0, 3)
     .map(({ other }) => other);

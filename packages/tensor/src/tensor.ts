@@ -178,9 +178,10 @@ export class Tensor {
 
 /** Makes a tensor from numbers; the shape is that of the nesting unless given. */
 export function tensor(data: TensorData, shape?: readonly number[], options: TensorOptions = {}): Tensor {
-  const dtype = options.dtype ?? (ArrayBuffer.isView(data) ? dtypeOf(data) : 'f32');
+  const natural = ArrayBuffer.isView(data) ? dtypeOf(data, options.dtype) : undefined;
+  const dtype = options.dtype ?? natural ?? 'f32';
   const { flat, inferred } = flatten(data);
-  const host = ArrayBuffer.isView(data) && dtypeOf(data) === dtype ? data : encode(flat, dtype);
+  const host = ArrayBuffer.isView(data) && natural === dtype ? data : encode(flat, dtype);
   return Tensor.fromHost({ shape: shape ?? inferred, dtype, data: host }, options.backend);
 }
 
@@ -188,11 +189,13 @@ function encode(flat: ArrayLike<number>, dtype: DType): HostArray {
   return convertHost(Float64Array.from(flat), 'f64', dtype);
 }
 
-function dtypeOf(data: HostArray): DType {
+/** The dtype that a typed array holds; the raw bits of a 16-bit format hold what is `wanted`. */
+function dtypeOf(data: HostArray, wanted: DType | undefined): DType {
   if (data instanceof Float64Array) return 'f64';
   if (data instanceof Int32Array) return 'i32';
   if (data instanceof Uint16Array) {
-    throw new TensorError('dtype', 'tensor: expected dtype bf16 or f16 with a Uint16Array, got none; use Tensor.fromHost');
+    if (wanted === 'bf16' || wanted === 'f16') return wanted;
+    throw new TensorError('dtype', `tensor: expected dtype bf16 or f16 with a Uint16Array, got ${wanted ?? 'none'}`);
   }
   return 'f32';
 }
@@ -208,7 +211,10 @@ function flatten(data: TensorData): { flat: ArrayLike<number>; inferred: number[
   const flat: number[] = [];
   const visit = (value: NestedNumbers, depth: number): void => {
     if (typeof value === 'number' ? depth !== inferred.length : value.length !== inferred[depth]) {
-      throw new TensorError('shape', `tensor: expected nested arrays of shape [${inferred.join(', ')}], got a ragged one`);
+      throw new TensorError(
+        'shape',
+        `tensor: expected nested arrays of shape [${inferred.join(', ')}], got a ragged one`,
+      );
     }
     if (typeof value === 'number') flat.push(value);
     else for (const inner of value) visit(inner, depth + 1);
@@ -232,7 +238,11 @@ export function ones(shape: readonly number[], options: { backend?: Backend } = 
 }
 
 /** 32-bit whole numbers: ids, labels, positions. */
-export function intTensor(data: ArrayLike<number>, shape?: readonly number[], options: { backend?: Backend } = {}): Tensor {
+export function intTensor(
+  data: ArrayLike<number>,
+  shape?: readonly number[],
+  options: { backend?: Backend } = {},
+): Tensor {
   const host = allocHost('i32', data.length) as HostArrayOf['i32'];
   host.set(data);
   return Tensor.fromHost({ shape: shape ?? [data.length], dtype: 'i32', data: host }, options.backend);

@@ -73,7 +73,9 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array | 
   const chunks = typeof data === 'string' ? [Buffer.from(data)] : data instanceof Uint8Array ? [data] : data;
   let handle: FileHandle | undefined;
   try {
-    handle = await open(temporary, 'wx', await modeOf(path));
+    handle = await open(temporary, 'wx');
+    const mode = await modeOf(path);
+    if (mode !== undefined) await handle.chmod(mode);
     for (const chunk of chunks) await writeAll(handle, chunk);
     await handle.sync();
     await handle.close();
@@ -88,7 +90,7 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array | 
   await syncFolder(folder);
 }
 
-/** The permissions of an existing file, which its successor keeps; undefined (the default) for a new one. */
+/** The permissions of an existing file, which its successor keeps. */
 async function modeOf(path: string): Promise<number | undefined> {
   const stats = await stat(path).catch(() => undefined);
   return stats && stats.mode & 0o777;

@@ -19,6 +19,9 @@ export function rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, inv
     `positions for ${tokens} tokens and tables of width D/2 of an even D`,
     `${positions.size} positions, tables ${show(cos.shape)}, x ${show(x.shape)}`,
   );
+  expectDType('rope', 'cos', cos, 'f32');
+  expectDType('rope', 'sin', sin, 'f32');
+  expectShape('rope', 'sin', sin, cos.shape);
   const y = backend.rope(x.storage, positions.storage, cos.storage, sin.storage, tokens, heads, headDim, inverse);
   return Tensor.wrap(x.shape, 'f32', y, backend);
 }
@@ -36,6 +39,10 @@ export function causalRanges(
   backend?: Backend,
 ): Tensor {
   const ranges = new Int32Array(batch * queries * 2);
+  if (mask) {
+    const fits = mask.length === batch * keys;
+    expectThat(fits, 'attention mask', `${batch}·${keys} entries`, `${mask.length}`, 'mask');
+  }
   for (let b = 0; b < batch; b++) {
     let [first, last] = [0, keys];
     if (mask) {
@@ -43,7 +50,13 @@ export function causalRanges(
       first = Math.max(0, row.indexOf(1));
       last = row.lastIndexOf(1) + 1;
       const hole = row.slice(first, last).indexOf(0);
-      expectThat(hole < 0, 'attention mask', `one run of ones in row ${b}`, `a zero at ${first + hole} inside it`, 'mask');
+      expectThat(
+        hole < 0,
+        'attention mask',
+        `one run of ones in row ${b}`,
+        `a zero at ${first + hole} inside it`,
+        'mask',
+      );
     }
     for (let t = 0; t < queries; t++) {
       const at = (b * queries + t) * 2;
@@ -55,7 +68,12 @@ export function causalRanges(
 }
 
 function specOf(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: number | undefined): AttentionSpec {
-  expectThat(q.rank === 4 && k.rank === 4, 'attention', 'q [B, T, H, D] and k [B, S, G, D]', `${show(q.shape)}, ${show(k.shape)}`);
+  expectThat(
+    q.rank === 4 && k.rank === 4,
+    'attention',
+    'q [B, T, H, D] and k [B, S, G, D]',
+    `${show(q.shape)}, ${show(k.shape)}`,
+  );
   const [batch, queries, heads, headDim] = q.shape as [number, number, number, number];
   const [, keys, kvHeads] = k.shape as [number, number, number, number];
   expectShape('attention', 'k', k, [batch, keys, kvHeads, headDim]);
@@ -69,7 +87,13 @@ function specOf(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: number |
  * Scaled dot-product attention with grouped heads: q `[B, T, H, D]`, k and v `[B, S, G, D]`, key windows `[B, T, 2]`
  * (see `causalRanges`). Returns out `[B, T, H, D]` and the log-sum-exp `[B, H, T]` that the derivative needs.
  */
-export function attention(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale?: number): { out: Tensor; lse: Tensor } {
+export function attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  ranges: Tensor,
+  scale?: number,
+): { out: Tensor; lse: Tensor } {
   const backend = backendOf('attention', q, k, v, ranges);
   for (const [name, t] of Object.entries({ q, k, v })) expectDType('attention', name, t, 'f32');
   expectDType('attention', 'ranges', ranges, 'i32');
@@ -94,6 +118,7 @@ export function attentionGrad(
 ): { q: Tensor; k: Tensor; v: Tensor } {
   const backend = backendOf('attentionGrad', dout, q, k, v, ranges, out, lse);
   const spec = specOf(q, k, v, ranges, scale);
+  expectShape('attentionGrad', 'dout', dout, q.shape);
   const [a, b, c, r] = [q.storage, k.storage, v.storage, ranges.storage];
   const d = backend.attentionGrad(dout.storage, a, b, c, r, out.storage, lse.storage, spec);
   return {

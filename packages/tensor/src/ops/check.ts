@@ -16,7 +16,10 @@ export function backendOf(op: string, ...tensors: readonly Tensor[]): Backend {
   const { backend } = tensors[0]!;
   for (const t of tensors) {
     if (t.backend !== backend) {
-      throw new TensorError('backend', `${op}: expected operands on one backend, got ${backend.name} and ${t.backend.name}`);
+      throw new TensorError(
+        'backend',
+        `${op}: expected operands on one backend, got ${backend.name} and ${t.backend.name}`,
+      );
     }
   }
   return backend;

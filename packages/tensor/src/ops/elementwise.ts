@@ -40,7 +40,11 @@ function binary(op: BinaryOp, a: Tensor, b: Tensor): Tensor {
   const shape = broadcastShape(op, a.shape, b.shape);
   const same = a.size === b.size && a.shape.length === b.shape.length && a.shape.every((d, i) => d === b.shape[i]);
   const [full, sa, sb] = same
-    ? ([[1, 1, 1, a.size], [0, 0, 0, 1], [0, 0, 0, 1]] as const)
+    ? ([
+        [1, 1, 1, a.size],
+        [0, 0, 0, 1],
+        [0, 0, 0, 1],
+      ] as const)
     : [rank4(op, shape), stridesIn(a.shape, shape), stridesIn(b.shape, shape)];
   return Tensor.wrap(shape, 'f32', backend.binary(op, a.storage, b.storage, full, sa, sb), backend);
 }
@@ -93,6 +97,7 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
 /** Derivatives of `swiglu`. */
 export function swigluGrad(dy: Tensor, gate: Tensor, up: Tensor): { gate: Tensor; up: Tensor } {
   const backend = backendOf('swigluGrad', dy, gate, up);
+  expectShape('swigluGrad', 'dy', dy, gate.shape);
   const d = backend.swigluGrad(dy.storage, gate.storage, up.storage, gate.size);
   return {
     gate: Tensor.wrap(gate.shape, 'f32', d.gate, backend),

@@ -53,10 +53,10 @@ export function concat(parts: readonly Tensor[], axis: number): Tensor {
   let whole = parts[0]!;
   const at = axisOf('concat', axis, whole.rank);
   const backend = backendOf('concat', ...parts);
+  for (const part of parts) expectDType('concat', 'every part', part, 'f32');
   for (const part of parts.slice(1)) {
     const fits = part.rank === whole.rank && part.shape.every((d, i) => i === at || d === whole.shape[i]);
     expectThat(fits, 'concat', `shapes equal to ${show(whole.shape)} but for axis ${at}`, show(part.shape));
-    expectDType('concat', 'every part', part, 'f32');
     const { outer, n, inner } = around(whole.shape, at);
     const nb = part.shape[at]!;
     const shape = whole.shape.map((d, i) => (i === at ? d + nb : d));
@@ -81,8 +81,15 @@ export function gatherRows(table: Tensor, ids: Tensor): Tensor {
 /** Adds row i of dy `[…ids, width]` to row ids[i] of a zero table `[rows, width]`: the derivative of `gatherRows`. */
 export function scatterAddRows(dy: Tensor, ids: Tensor, rows: number): Tensor {
   const backend = backendOf('scatterAddRows', dy, ids);
+  expectDType('scatterAddRows', 'dy', dy, 'f32');
+  expectDType('scatterAddRows', 'ids', ids, 'i32');
   const width = dy.shape.at(-1)!;
-  expectThat(dy.size === ids.size * width, 'scatterAddRows', `dy of shape ${show([...ids.shape, width])}`, show(dy.shape));
+  expectThat(
+    dy.size === ids.size * width,
+    'scatterAddRows',
+    `dy of shape ${show([...ids.shape, width])}`,
+    show(dy.shape),
+  );
   const y = backend.scatterAddRows(dy.storage, ids.storage, ids.size, rows, width);
   return Tensor.wrap([rows, width], 'f32', y, backend);
 }

@@ -19,10 +19,15 @@ export interface MatmulOptions {
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
   const { transposeA = false, transposeB = false, alpha = 1, into } = options;
-  const backend = backendOf('matmul', a, b);
+  const backend = backendOf('matmul', a, b, ...(into ? [into] : []));
   expectDType('matmul', 'a', a, 'f32');
   expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16');
-  expectThat(a.rank >= 2 && b.rank >= 2, 'matmul', 'operands of rank 2 or more', `${show(a.shape)} and ${show(b.shape)}`);
+  expectThat(
+    a.rank >= 2 && b.rank >= 2,
+    'matmul',
+    'operands of rank 2 or more',
+    `${show(a.shape)} and ${show(b.shape)}`,
+  );
   let [m, k] = a.shape.slice(-2) as [number, number];
   if (transposeA) [m, k] = [k, m];
   let [kb, n] = b.shape.slice(-2) as [number, number];
@@ -33,7 +38,10 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   const agree = b.rank === 2 || a.rank === 2 || (a.rank === b.rank && lead.every((d, i) => d === b.shape[i]));
   expectThat(agree, 'matmul', 'equal leading dimensions, or a plain matrix', `${show(a.shape)} and ${show(b.shape)}`);
   const shape = [...lead, m, n];
-  if (into) expectShape('matmul', 'into', into, shape);
+  if (into) {
+    expectDType('matmul', 'into', into, 'f32');
+    expectShape('matmul', 'into', into, shape);
+  }
   let batch = lead.reduce((x, y) => x * y, 1);
   // a stack of matrices times one shared matrix is one tall product
   if (b.rank === 2 && !transposeA) [m, batch] = [m * batch, 1];

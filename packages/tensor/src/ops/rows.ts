@@ -48,6 +48,8 @@ export function sumTo(x: Tensor, shape: readonly number[]): Tensor {
   shape.forEach((d, i) => {
     if (d === 1 && y.shape[i] !== 1) step(sum(y, { axis: i, keepDims: true }));
   });
+  const fits = y.rank === shape.length && shape.every((d, i) => d === y.shape[i]);
+  expectThat(fits, 'sumTo', `a shape that broadcasts to ${show(x.shape)}`, show(shape));
   return y === x ? x.reshape(...shape) : y;
 }
 
@@ -74,12 +76,14 @@ export function logSoftmax(x: Tensor): Tensor {
 
 /** dx of `softmax` from dy and the result y. */
 export function softmaxGrad(dy: Tensor, y: Tensor): Tensor {
+  expectShape('softmaxGrad', 'dy', dy, y.shape);
   const { rows, columns } = rowsOf('softmaxGrad', y);
   return Tensor.wrap(y.shape, 'f32', y.backend.softmaxGrad(dy.storage, y.storage, rows, columns), y.backend);
 }
 
 /** dx of `logSoftmax` from dy and the result y. */
 export function logSoftmaxGrad(dy: Tensor, y: Tensor): Tensor {
+  expectShape('logSoftmaxGrad', 'dy', dy, y.shape);
   const { rows, columns } = rowsOf('logSoftmaxGrad', y);
   return Tensor.wrap(y.shape, 'f32', y.backend.logSoftmaxGrad(dy.storage, y.storage, rows, columns), y.backend);
 }
@@ -96,12 +100,15 @@ export function rmsNorm(x: Tensor, weight: Tensor, eps: number): { y: Tensor; in
 }
 
 export function rmsNormGradInput(dy: Tensor, x: Tensor, weight: Tensor, inv: Tensor): Tensor {
+  expectShape('rmsNormGradInput', 'dy', dy, x.shape);
   const { rows, columns } = rowsOf('rmsNormGradInput', x);
   const dx = x.backend.rmsNormGradInput(dy.storage, x.storage, weight.storage, inv.storage, rows, columns);
   return Tensor.wrap(x.shape, 'f32', dx, x.backend);
 }
 
 export function rmsNormGradWeight(dy: Tensor, x: Tensor, inv: Tensor): Tensor {
+  expectShape('rmsNormGradWeight', 'dy', dy, x.shape);
+  expectShape('rmsNormGradWeight', 'inv', inv, x.shape.slice(0, -1));
   const { rows, columns } = rowsOf('rmsNormGradWeight', x);
   const dw = x.backend.rmsNormGradWeight(dy.storage, x.storage, inv.storage, rows, columns);
   return Tensor.wrap([columns], 'f32', dw, x.backend);
@@ -116,7 +123,12 @@ export function crossEntropy(logits: Tensor, labels: Tensor): { loss: Tensor; ls
   expectDType('crossEntropy', 'logits', logits, 'f32');
   expectDType('crossEntropy', 'labels', labels, 'i32');
   const { rows, columns } = rowsOf('crossEntropy', logits);
-  expectThat(labels.size === rows, 'crossEntropy', `${rows} labels for logits ${show(logits.shape)}`, show(labels.shape));
+  expectThat(
+    labels.size === rows,
+    'crossEntropy',
+    `${rows} labels for logits ${show(logits.shape)}`,
+    show(labels.shape),
+  );
   const { loss, lse } = backend.crossEntropy(logits.storage, labels.storage, rows, columns);
   const shape = logits.shape.slice(0, -1);
   return { loss: Tensor.wrap(shape, 'f32', loss, backend), lse: Tensor.wrap(shape, 'f32', lse, backend) };
@@ -124,6 +136,12 @@ export function crossEntropy(logits: Tensor, labels: Tensor): { loss: Tensor; ls
 
 export function crossEntropyGrad(dloss: Tensor, logits: Tensor, labels: Tensor, lse: Tensor): Tensor {
   const { rows, columns } = rowsOf('crossEntropyGrad', logits);
+  expectThat(
+    [dloss, labels, lse].every((x) => x.size === rows),
+    'crossEntropyGrad',
+    `${rows} losses, labels and lse for logits ${show(logits.shape)}`,
+    [dloss, labels, lse].map((x) => show(x.shape)).join(', '),
+  );
   const { backend } = logits;
   const d = backend.crossEntropyGrad(dloss.storage, logits.storage, labels.storage, lse.storage, rows, columns);
   return Tensor.wrap(logits.shape, 'f32', d, backend);

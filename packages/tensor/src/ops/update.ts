@@ -33,6 +33,8 @@ export function write(y: Tensor, x: Tensor, axis: number, start: number): void {
 /** y ← y · factor, where factor is a tensor of one element. */
 export function scaleBy(y: Tensor, factor: Tensor): void {
   const backend = backendOf('scaleBy', y, factor);
+  expectDType('scaleBy', 'y', y, 'f32');
+  expectDType('scaleBy', 'factor', factor, 'f32');
   expectThat(factor.size === 1, 'scaleBy', 'a factor of one element', show(factor.shape));
   y.replaceStorage(backend.scaleBy(y.storage, factor.storage, y.size));
 }
@@ -40,7 +42,10 @@ export function scaleBy(y: Tensor, factor: Tensor): void {
 /** One AdamW step on p with gradient g and moments m and v, all of one shape. */
 export function adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, spec: AdamWSpec): void {
   const backend = backendOf('adamw', p, g, m, v);
-  for (const [name, t] of Object.entries({ g, m, v })) expectShape('adamw', name, t, p.shape);
+  for (const [name, t] of Object.entries({ p, g, m, v })) {
+    expectDType('adamw', name, t, 'f32');
+    expectShape('adamw', name, t, p.shape);
+  }
   const next = backend.adamw(p.storage, g.storage, m.storage, v.storage, p.size, spec);
   p.replaceStorage(next.p);
   m.replaceStorage(next.m);
@@ -50,7 +55,10 @@ export function adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, spec: AdamWSpe
 /** One SGD step on p with gradient g and momentum buffer buf, all of one shape. */
 export function sgd(p: Tensor, g: Tensor, buf: Tensor, spec: SgdSpec): void {
   const backend = backendOf('sgd', p, g, buf);
-  for (const [name, t] of Object.entries({ g, buf })) expectShape('sgd', name, t, p.shape);
+  for (const [name, t] of Object.entries({ p, g, buf })) {
+    expectDType('sgd', name, t, 'f32');
+    expectShape('sgd', name, t, p.shape);
+  }
   const next = backend.sgd(p.storage, g.storage, buf.storage, p.size, spec);
   p.replaceStorage(next.p);
   buf.replaceStorage(next.buf);

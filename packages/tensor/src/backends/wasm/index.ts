@@ -177,8 +177,8 @@ export class WasmBackend implements Backend {
     return out;
   }
 
-  read(x: Storage, dtype: DType, length: number): Promise<HostArray> {
-    return Promise.resolve(this.readSync(x, dtype, length));
+  async read(x: Storage, dtype: DType, length: number): Promise<HostArray> {
+    return this.readSync(x, dtype, length);
   }
 
   free(x: Storage): void {
