@@ -78,7 +78,10 @@ abstract class Optimizer {
       }
     }
     if (problems.length > 0) {
-      throw new AutogradError('state', `optimizer state: expected the tensors of this optimizer, got\n${problems.join('\n')}`);
+      throw new AutogradError(
+        'state',
+        `optimizer state: expected the tensors of this optimizer, got\n${problems.join('\n')}`,
+      );
     }
     for (const tensor of this.state.values()) tensor.dispose();
     this.state.clear();

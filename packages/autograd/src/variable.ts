@@ -109,7 +109,10 @@ export class Variable {
    */
   backward(options: { gradient?: Tensor; retainGraph?: boolean } = {}): void {
     if (!this.requiresGrad) {
-      throw new AutogradError('backward', 'backward: expected a value that depends on a leaf with requiresGrad, got none');
+      throw new AutogradError(
+        'backward',
+        'backward: expected a value that depends on a leaf with requiresGrad, got none',
+      );
     }
     if (!options.gradient && this.value.size !== 1) {
       throw new AutogradError('backward', `backward: expected one element or a gradient, got shape [${this.shape}]`);

@@ -14,6 +14,8 @@ export interface LoadOptions {
   /** `f32` converts everything; `storage` keeps matrices in the 16-bit format of the file (frozen weights only). Default f32. */
   dtype?: 'f32' | 'storage';
   backend?: Backend;
+  /** See `LlamaConfig.ropeFrequencyDtype`. Default f32. */
+  ropeFrequencyDtype?: 'f32' | 'bf16';
 }
 
 /** Tensors that old checkpoints carry and no one needs. */
@@ -53,7 +55,8 @@ export async function loadLlama(
   }
   if (problems.length > 0) for (const tensor of tensors.values()) tensor.dispose();
   refuse(source.name, problems);
-  return buildLlama(config, (name) => tensors.get(name)!);
+  const { ropeFrequencyDtype = 'f32' } = options;
+  return buildLlama({ ...config, ropeFrequencyDtype }, (name) => tensors.get(name)!);
 }
 
 function refuse(name: string, problems: readonly string[]): void {

@@ -63,6 +63,11 @@ export interface LlamaConfig {
   readonly attentionBias: boolean;
   /** Whether gate, up and down projections have biases. */
   readonly mlpBias: boolean;
+  /**
+   * Precision in which the rotary frequencies are held; f32 unless set. Not a field of config.json: `from_pretrained` keeps
+   * them in f32 whatever the weights, but a PyTorch model cast as a whole (`model.to(torch.bfloat16)`) rounds them too.
+   */
+  readonly ropeFrequencyDtype?: 'f32' | 'bf16';
 }
 
 type JsonRecord = Record<string, unknown>;

@@ -7,10 +7,11 @@
  * was trained with. The order of operations is that of transformers:
  * https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
  */
+import { bf16ToNumber, numberToBf16 } from '@milora/tensor';
 import type { LlamaConfig, RopeScaling } from './config.js';
 
 /** The part of a configuration that rotary embeddings depend on. */
-export type RopeConfig = Pick<LlamaConfig, 'headDim' | 'ropeTheta' | 'ropeScaling'>;
+export type RopeConfig = Pick<LlamaConfig, 'headDim' | 'ropeTheta' | 'ropeScaling' | 'ropeFrequencyDtype'>;
 
 const f32 = Math.fround;
 
@@ -19,10 +20,11 @@ const f32 = Math.fround;
  *
  * @returns `[headDim / 2]`, float32 values in a Float64Array
  */
-export function ropeFrequencies({ headDim, ropeTheta, ropeScaling }: RopeConfig): Float64Array {
+export function ropeFrequencies({ headDim, ropeTheta, ropeScaling, ropeFrequencyDtype }: RopeConfig): Float64Array {
   return Float64Array.from({ length: headDim / 2 }, (_, i) => {
     const power = f32(f32(ropeTheta) ** f32((2 * i) / headDim));
-    return scaleFrequency(f32(1 / power), ropeScaling);
+    const frequency = scaleFrequency(f32(1 / power), ropeScaling);
+    return ropeFrequencyDtype === 'bf16' ? bf16ToNumber(numberToBf16(frequency)) : frequency;
   });
 }
 

@@ -194,7 +194,9 @@ export class Trainer {
   /** Goes back to a state taken from a trainer of the same model, data and options. */
   load(state: TrainerState): void {
     const own = new Map(this.parameters);
-    const problems = [...own.keys()].filter((name) => String(state.parameters.get(name)?.shape) !== String(own.get(name)!.shape));
+    const problems = [...own.keys()].filter(
+      (name) => String(state.parameters.get(name)?.shape) !== String(own.get(name)!.shape),
+    );
     if (problems.length > 0 || state.parameters.size !== own.size) {
       throw new MiloraError(
         'state',
@@ -213,7 +215,9 @@ export class Trainer {
   }
 
   private generators(): [string, AdapterLinear][] {
-    return [...this.model.namedModules()].filter((entry): entry is [string, AdapterLinear] => entry[1] instanceof AdapterLinear);
+    return [...this.model.namedModules()].filter(
+      (entry): entry is [string, AdapterLinear] => entry[1] instanceof AdapterLinear,
+    );
   }
 
   /** Frees the optimiser's state. */

@@ -33,7 +33,8 @@ export interface MemoryInfo {
   reservedBytes: number;
 }
 
-export type UnaryOp = 'neg' | 'abs' | 'exp' | 'log' | 'sqrt' | 'rsqrt' | 'square' | 'sigmoid' | 'tanh' | 'silu' | 'relu';
+export type UnaryOp =
+  'neg' | 'abs' | 'exp' | 'log' | 'sqrt' | 'rsqrt' | 'square' | 'sigmoid' | 'tanh' | 'silu' | 'relu';
 export type BinaryOp = 'add' | 'sub' | 'mul' | 'div' | 'max' | 'min';
 export type ReduceOp = 'sum' | 'max';
 
@@ -196,13 +197,7 @@ export interface Backend {
    * Query head h reads key/value head floor(h / (H / G)). An empty window gives zeros and lse = −Infinity.
    * out = softmax(scale · q kᵀ) v; lse = the log-sum-exp of scale · q kᵀ.
    */
-  attention(
-    q: Storage,
-    k: Storage,
-    v: Storage,
-    ranges: Storage,
-    spec: AttentionSpec,
-  ): { out: Storage; lse: Storage };
+  attention(q: Storage, k: Storage, v: Storage, ranges: Storage, spec: AttentionSpec): { out: Storage; lse: Storage };
   /** Derivatives of `attention` with respect to q, k and v. */
   attentionGrad(
     dout: Storage,

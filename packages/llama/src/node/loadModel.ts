@@ -39,8 +39,15 @@ export async function loadModel(path: string, options: LoadOptions = {}): Promis
 }
 
 /** Writes a Hugging Face folder: model.safetensors, then config.json, each whole or not at all. */
-export async function saveModel(path: string, model: LlamaForCausalLM, dtype: 'f32' | 'bf16' | 'f16' = 'f32'): Promise<void> {
+export async function saveModel(
+  path: string,
+  model: LlamaForCausalLM,
+  dtype: 'f32' | 'bf16' | 'f16' = 'f32',
+): Promise<void> {
   await mkdir(path, { recursive: true });
   await writeSafetensors(join(path, 'model.safetensors'), await exportLlama(model, dtype), { format: 'pt' });
-  await writeFileAtomic(join(path, 'config.json'), `${JSON.stringify(serializeLlamaConfig(model.config, dtype), null, 2)}\n`);
+  await writeFileAtomic(
+    join(path, 'config.json'),
+    `${JSON.stringify(serializeLlamaConfig(model.config, dtype), null, 2)}\n`,
+  );
 }

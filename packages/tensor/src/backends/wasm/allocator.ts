@@ -25,6 +25,7 @@ export class Allocator {
   private readonly starts = new Map<number, number>();
   private readonly ends = new Map<number, number>();
   private readonly classes: Set<number>[] = Array.from({ length: CLASSES }, () => new Set());
+  private readonly start: number;
 
   /**
    * @param base first address that may be used
@@ -36,8 +37,8 @@ export class Allocator {
     private limit: number,
     private readonly grow: (end: number) => number | undefined,
   ) {
-    const start = Math.ceil(base / ALIGN) * ALIGN;
-    this.addFree(start, limit - start);
+    this.start = Math.ceil(base / ALIGN) * ALIGN;
+    this.addFree(this.start, limit - this.start);
   }
 
   /** Bytes a request really takes. */
@@ -79,6 +80,7 @@ export class Allocator {
   }
 
   private take(size: number): number | undefined {
+    if (size > this.limit - this.start) return undefined; // and size classes end at 32 bits
     for (let c = classOf(size); c < CLASSES; c++) {
       for (const start of this.classes[c]!) {
         const have = this.starts.get(start)!;
@@ -117,7 +119,8 @@ export class Allocator {
   }
 
   private extend(size: number): number {
-    const end = this.grow(this.limit + size);
+    // a free block at the end of the memory counts
+    const end = this.grow((this.ends.get(this.limit) ?? this.limit) + size);
     if (end === undefined) {
       let live = 0;
       for (const bytes of this.live.values()) live += bytes;
