@@ -5,7 +5,7 @@ import { Allocator } from '../src/backends/wasm/allocator.js';
 const ALIGN = 64;
 const PAGE = 65536;
 
-/** An allocator over pretended memory that grows by pages up to `maximum`. */
+/** An allocator over pretended memory that grows by whole pages up to `maximum`; `asked` lists the ends it asked for. */
 function create({ base = 0, limit = PAGE, maximum = limit }: { base?: number; limit?: number; maximum?: number }) {
   const asked: number[] = [];
   const allocator = new Allocator(base, limit, (end) => {
@@ -28,6 +28,16 @@ function expectDisjoint(live: Live, base: number, end: number): void {
   expect(last).toBeLessThanOrEqual(end);
 }
 
+/** The most that fits anywhere between the live blocks. */
+function largestGap(live: Live, base: number, end: number): number {
+  let [last, gap] = [Math.ceil(base / ALIGN) * ALIGN, 0];
+  for (const [at, bytes] of [...live].sort(([a], [b]) => a - b)) {
+    gap = Math.max(gap, at - last);
+    last = at + Allocator.rounded(bytes);
+  }
+  return Math.max(gap, end - last);
+}
+
 const bytes = fc.oneof(
   { weight: 4, arbitrary: fc.integer({ min: 0, max: 300 }) },
   { weight: 2, arbitrary: fc.constantFrom(0, 1, 63, 64, 65, 128, 4096) },
@@ -48,31 +58,33 @@ test('random sequences: blocks are aligned and disjoint, growth happens only whe
       (steps, base, pages) => {
         const { allocator, asked } = create({ base, limit: 2 * PAGE, maximum: pages * PAGE });
         const live: Live = [];
+        let end = 2 * PAGE;
         for (const { size, pick } of steps) {
           if (size >= 0) {
             let at: number;
+            const fits = largestGap(live, base, end) >= Allocator.rounded(size);
+            const growths = asked.length;
             try {
               at = allocator.alloc(size);
             } catch (error) {
               // refused for a reason: what lives and what is asked for do not fit
               expect(error).toMatchObject({ code: 'out-of-memory' });
               expect(asked.at(-1)).toBeGreaterThan(pages * PAGE);
+              expect(fits).toBe(false);
               continue;
             }
+            expect(asked.length > growths).toBe(!fits);
+            if (!fits) end = Math.ceil(asked.at(-1)! / PAGE) * PAGE;
             live.push([at, Math.max(1, size)]);
           } else if (live.length > 0) {
             const [gone] = live.splice(pick % live.length, 1);
             allocator.free(gone![0]);
           }
-          expectDisjoint(live, base, pages * PAGE);
+          expectDisjoint(live, base, end);
         }
         for (const [at] of live) allocator.free(at);
         // one block again: the whole memory can be had at once, without growing
         const start = Math.ceil(base / ALIGN) * ALIGN;
-        const end = Math.max(
-          2 * PAGE,
-          ...asked.filter((e) => e <= pages * PAGE).map((e) => Math.ceil(e / PAGE) * PAGE),
-        );
         const before = asked.length;
         expect(allocator.alloc(end - start)).toBe(start);
         expect(asked.length).toBe(before);
