@@ -37,8 +37,8 @@ export interface AdapterConfig {
 }
 
 export interface InjectOptions {
-  /** Called before each module, and at the end with done = total. */
-  onProgress?: (progress: { done: number; total: number; module: string }) => void;
+  /** Called before each module, and at the end with done = total. What it returns is awaited. */
+  onProgress?: (progress: { done: number; total: number; module: string }) => void | Promise<void>;
   signal?: AbortSignal;
 }
 
@@ -154,8 +154,8 @@ export async function inject(
   const layers = new Map<string, AdapterLinear>();
   try {
     for (const [i, path] of targets.entries()) {
+      await options.onProgress?.({ done: i, total: targets.length, module: path });
       options.signal?.throwIfAborted();
-      options.onProgress?.({ done: i, total: targets.length, module: path });
       layers.set(path, await makeLayer(path, linears.get(path)!, init, resolved, random.split(i)));
     }
   } catch (error) {
@@ -164,7 +164,7 @@ export async function inject(
   }
   model.requiresGrad(false);
   for (const [path, layer] of layers) model.replaceModule(path, layer);
-  options.onProgress?.({ done: targets.length, total: targets.length, module: '' });
+  await options.onProgress?.({ done: targets.length, total: targets.length, module: '' });
   return new Adapter(model, resolved, layers);
 }
 

@@ -22,12 +22,15 @@ export interface Evaluation {
   targets: number;
 }
 
+/** Batches one after another; an async source may pause between them. */
+export type Batches = Iterable<Batch> | AsyncIterable<Batch>;
+
 /** Loss over all batches, weighted by their target tokens. */
-export async function evaluate(model: LlamaForCausalLM, batches: Iterable<Batch>): Promise<Evaluation> {
+export async function evaluate(model: LlamaForCausalLM, batches: Batches): Promise<Evaluation> {
   const training = model.training;
   model.eval();
   let [total, targets] = [0, 0];
-  for (const batch of batches) {
+  for await (const batch of batches) {
     const count = countTargets(nextTargets(batch.labels, batch.batch, batch.length));
     const loss = await scope(() => noGrad(() => model.loss(batch, batch.labels, { normalizer: 1 })).item());
     total += loss;
@@ -51,7 +54,7 @@ export interface Forgetting {
 export async function forgetting(
   model: LlamaForCausalLM,
   adapter: Adapter,
-  batches: Iterable<Batch>,
+  batches: Batches,
 ): Promise<Forgetting> {
   return forgettingAgainst(model, batches, (run) => adapter.disabled(run));
 }
@@ -59,13 +62,13 @@ export async function forgetting(
 /** Forgetting against any base: `asBase` runs a function while `model` is the base. */
 export async function forgettingAgainst(
   model: LlamaForCausalLM,
-  batches: Iterable<Batch>,
+  batches: Batches,
   asBase: <T>(run: () => Promise<T>) => Promise<T>,
 ): Promise<Forgetting> {
   const training = model.training;
   model.eval();
   let [cross, divergence, tokens] = [0, 0, 0];
-  for (const batch of batches) {
+  for await (const batch of batches) {
     // every real token but the last of its window predicts a next one
     const counts = Float32Array.from({ length: batch.inputIds.length }, (_, i) => (hasNext(batch, i) ? 1 : 0));
     const [ce, kl] = await scope(async () => {

@@ -128,6 +128,8 @@ export interface GivenFactors {
   a: Float32Array;
   b: Float32Array;
   window?: Window;
+  /** Default: both. */
+  trains?: { a: boolean; b: boolean };
 }
 
 /** An init from factors made elsewhere, by module path: a PEFT folder or a checkpoint. Shapes are the caller's care. */
@@ -135,7 +137,7 @@ export function factorsInit(factors: ReadonlyMap<string, GivenFactors>, split: b
   return (_, { module }) => {
     const found = factors.get(module);
     if (!found) throw new MiloraError('factors', `${module}: expected factors A and B, got none`);
-    return { ...found, splitsWeight: split, trains: both };
+    return { ...found, splitsWeight: split, trains: found.trains ?? both };
   };
 }
 

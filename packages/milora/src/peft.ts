@@ -10,7 +10,7 @@
 import type { HostTensor } from '@milora/tensor';
 import type { Module } from '@milora/autograd';
 import { inject, linearLayers } from './adapter.js';
-import type { Adapter } from './adapter.js';
+import type { Adapter, ResolvedAdapterConfig } from './adapter.js';
 import { MiloraError } from './errors.js';
 import { factorsInit } from './inits.js';
 import type { GivenFactors } from './inits.js';
@@ -27,9 +27,38 @@ export interface PeftAdapter {
 const PREFIX = 'base_model.model.';
 const keyOf = (path: string, factor: 'A' | 'B'): string => `${PREFIX}${path}.lora_${factor}.weight`;
 
+/** Factors of one layer on the host: A `[r, in]`, B `[out, r]`, and those of the start for forms that split the weight. */
+export interface LayerFactors {
+  a: HostTensor;
+  b: HostTensor;
+  initial?: { a: HostTensor; b: HostTensor };
+}
+
+/** All layers' factors by module path. */
+export async function adapterFactors(adapter: Adapter): Promise<Map<string, LayerFactors>> {
+  const factors = new Map<string, LayerFactors>();
+  for (const [path, { loraA, loraB, initial }] of adapter.layers) {
+    factors.set(path, {
+      a: await loraA.value.toHost(),
+      b: await loraB.value.toHost(),
+      ...(initial && { initial: { a: await initial.a.toHost(), b: await initial.b.toHost() } }),
+    });
+  }
+  return factors;
+}
+
 /** The adapter as a LoRA on the untouched base. `baseModel` is recorded as `base_model_name_or_path`. */
 export async function exportPeft(adapter: Adapter, baseModel: string | null = null): Promise<PeftAdapter> {
-  const { rank, alpha, dropout, targetModules, rankPattern, alphaPattern, useRslora } = adapter.config;
+  return peftFromFactors(adapter.config, await adapterFactors(adapter), baseModel);
+}
+
+/** The same from factors on the host, as a checkpoint has them. */
+export function peftFromFactors(
+  settings: ResolvedAdapterConfig,
+  layers: ReadonlyMap<string, LayerFactors>,
+  baseModel: string | null,
+): PeftAdapter {
+  const { rank, alpha, dropout, targetModules, rankPattern, alphaPattern, useRslora } = settings;
   let config: PeftLoraConfig = {
     baseModelNameOrPath: baseModel,
     rank,
@@ -41,38 +70,30 @@ export async function exportPeft(adapter: Adapter, baseModel: string | null = nu
     useRslora,
     initLoraWeights: true,
   };
-  const layers = [...adapter.layers];
-  const double = layers.some(([, layer]) => layer.initial);
-  if (double) config = doubleRank(config);
+  if ([...layers.values()].some((layer) => layer.initial)) config = doubleRank(config);
   const tensors = new Map<string, HostTensor>();
-  for (const [path, layer] of layers) {
-    const [a, b] = [await floats(layer.loraA.value), await floats(layer.loraB.value)];
-    const [r, inner] = layer.loraA.shape as [number, number];
-    const out = layer.loraB.shape[0]!;
-    if (!layer.initial) {
-      tensors.set(keyOf(path, 'A'), { dtype: 'f32', shape: [r, inner], data: a });
-      tensors.set(keyOf(path, 'B'), { dtype: 'f32', shape: [out, r], data: b });
+  for (const [path, { a, b, initial }] of layers) {
+    if (!initial) {
+      tensors.set(keyOf(path, 'A'), a);
+      tensors.set(keyOf(path, 'B'), b);
       continue;
     }
-    const [a0, b0] = [await floats(layer.initial.a), await floats(layer.initial.b)];
+    const [r, inner] = a.shape as [number, number];
+    const out = b.shape[0]!;
     const wideA = new Float32Array(2 * r * inner);
-    wideA.set(a);
-    wideA.set(a0, r * inner);
+    wideA.set(a.data);
+    wideA.set(initial.a.data, r * inner);
     const wideB = new Float32Array(out * 2 * r);
     for (let i = 0; i < out; i++) {
       for (let j = 0; j < r; j++) {
-        wideB[i * 2 * r + j] = b[i * r + j]!;
-        wideB[i * 2 * r + r + j] = -b0[i * r + j]!;
+        wideB[i * 2 * r + j] = b.data[i * r + j]!;
+        wideB[i * 2 * r + r + j] = -initial.b.data[i * r + j]!;
       }
     }
     tensors.set(keyOf(path, 'A'), { dtype: 'f32', shape: [2 * r, inner], data: wideA });
     tensors.set(keyOf(path, 'B'), { dtype: 'f32', shape: [out, 2 * r], data: wideB });
   }
   return { config, tensors };
-}
-
-async function floats(tensor: { data(): Promise<unknown> }): Promise<Float32Array> {
-  return (await tensor.data()) as Float32Array;
 }
 
 /**

@@ -3,10 +3,11 @@
  * seed, precision) and a fingerprint of every tensor of the base model, so that an adapter is never put on another base.
  */
 import type { LlamaForCausalLM } from '@milora/llama';
-import { fingerprint } from '@milora/tensor';
+import { convertHost, fingerprint } from '@milora/tensor';
 import type { Adapter, ResolvedAdapterConfig } from './adapter.js';
 import { MiloraError } from './errors.js';
 import { boundsOf } from './window.js';
+import type { Window } from './window.js';
 
 export const PROVENANCE_VERSION = 1;
 
@@ -22,15 +23,21 @@ export interface Provenance {
   base: {
     /** As given by the user. */
     name: string;
-    /** SHA-256 over dtype, shape and bytes of each tensor, by name. */
+    /** SHA-256 over shape and float32 values of each tensor, by name. */
     fingerprints: Record<string, string>;
   };
 }
 
-/** Fingerprints of all parameters, as loaded. Take them before an adapter goes in. */
+/**
+ * Fingerprints of all parameters as float32, so that they do not depend on how the model was loaded. Take them before an
+ * adapter goes in.
+ */
 export async function fingerprintModel(model: LlamaForCausalLM): Promise<Record<string, string>> {
   const prints: Record<string, string> = {};
-  for (const [name, tensor] of model.stateDict()) prints[name] = await fingerprint(await tensor.toHost());
+  for (const [name, tensor] of model.stateDict()) {
+    const { shape, dtype, data } = await tensor.toHost();
+    prints[name] = await fingerprint({ shape, dtype: 'f32', data: convertHost(data, dtype, 'f32') });
+  }
   return prints;
 }
 
@@ -71,6 +78,11 @@ export function parseProvenance(text: string, name: string): Provenance {
   return json as Provenance;
 }
 
+/** The indices of a recorded window. */
+export function windowOf(recorded: Provenance['windows'][string]): Window {
+  return 'from' in recorded ? Array.from({ length: recorded.to - recorded.from }, (_, i) => recorded.from + i) : recorded;
+}
+
 /** Throws `wrong-base`, naming the tensors, unless the model's fingerprints are those the adapter was made for. */
 export function checkBase(expected: Provenance['base'], actual: Record<string, string>, name: string): void {
   const differing = Object.keys(expected.fingerprints).filter((key) => expected.fingerprints[key] !== actual[key]);
@@ -81,6 +93,6 @@ export function checkBase(expected: Provenance['base'], actual: Record<string, s
   throw new MiloraError(
     'wrong-base',
     `${name}: expected the base model '${expected.name}' that the adapter was trained on, got a model that differs in ${shown}. ` +
-      'Give the original base with --model, loaded in the same dtype.',
+      'Give the original base model.',
   );
 }

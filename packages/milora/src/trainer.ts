@@ -117,16 +117,21 @@ export class Trainer {
 
   /** Trains to the end, yielding an event after every step and validation. */
   async *run(): AsyncGenerator<TrainEvent, void> {
-    const { steps, evalEvery, validate, signal } = this.options;
+    const { steps, validate, signal } = this.options;
     if (validate && this.step === 0) yield await this.validation(validate);
     this.model.train();
     while (this.step < steps && !signal?.aborted) {
       yield await this.trainStep();
-      const due = this.step === steps || (evalEvery > 0 && this.step % evalEvery === 0);
-      if (validate && due) yield await this.validation(validate);
+      if (validate && this.validationDue) yield await this.validation(validate);
     }
     this.model.eval();
     yield { type: 'end', step: this.step, finished: this.step >= steps };
+  }
+
+  /** Whether the step just done is followed by a validation: a state to resume from is best taken after it. */
+  get validationDue(): boolean {
+    const { steps, evalEvery, validate } = this.options;
+    return validate !== undefined && (this.step === steps || (evalEvery > 0 && this.step % evalEvery === 0));
   }
 
   private async validation(validate: () => Promise<number>): Promise<EvalEvent> {

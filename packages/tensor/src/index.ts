@@ -17,6 +17,7 @@ export * from './ops/attention.js';
 export * from './ops/update.js';
 export { Philox } from './random.js';
 export type { PhiloxState } from './random.js';
+export * from './safetensors.js';
 export { fingerprint } from './hash.js';
 export { fromNdarray, toNdarray } from './ndarray.js';
 export * from './linalg/index.js';

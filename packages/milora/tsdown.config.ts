@@ -1,0 +1,8 @@
+import { defineConfig } from 'tsdown';
+import { base } from '../../tsdown.base.ts';
+
+export default defineConfig({
+  ...base,
+  entry: { index: 'src/index.ts', node: 'src/node.ts', 'cli/main': 'src/cli/main.ts' },
+  dts: true,
+});
