@@ -199,7 +199,7 @@ const matmulCase = fc.record({
   shared: fc.constantFrom('none', 'a', 'b'),
   transposeA: fc.boolean(),
   transposeB: fc.boolean(),
-  dtypeB: fc.constantFrom<DType>('f32', 'bf16', 'f16'),
+  dtypeB: fc.constantFrom('f32', 'bf16', 'f16'),
   alpha: fc.constantFrom(1, -0.5),
   into: fc.boolean(),
   seed,
@@ -427,7 +427,7 @@ const lookup = fc.record({
   rows: fc.integer({ min: 1, max: 6 }),
   width: fc.integer({ min: 0, max: 9 }),
   idShape: fc.array(fc.integer({ min: 0, max: 4 }), { maxLength: 3 }),
-  dtype: fc.constantFrom<DType>('f32', 'bf16', 'f16'),
+  dtype: fc.constantFrom('f32', 'bf16', 'f16'),
   seed,
 });
 
