@@ -17,7 +17,12 @@ const boundaries = Object.entries(below).map(([room, allowed]) => ({
       {
         patterns: [
           {
-            group: [...all.filter((name) => !allowed.includes(name)).flatMap((name) => [name, `${name}/*`]), '**/packages/*', '**/examples/*', '**/bench/*'],
+            group: [
+              ...all.filter((name) => !allowed.includes(name)).flatMap((name) => [name, `${name}/*`]),
+              '**/packages/*',
+              '**/examples/*',
+              '**/bench/*',
+            ],
             message: 'Imports point downwards only: tensor ← autograd ← llama ← milora ← examples, bench.',
           },
         ],
@@ -39,12 +44,21 @@ const noNode = {
 };
 
 export default tseslint.config(
-  { ignores: ['**/dist/**', '**/node_modules/**', 'packages/tensor/assembly/**', '**/binary.ts', 'runs/**', '.ensure/**'] },
+  {
+    ignores: [
+      '**/dist/**',
+      '**/node_modules/**',
+      'packages/tensor/assembly/**',
+      '**/binary.ts',
+      'runs/**',
+      '.ensure/**',
+    ],
+  },
   ...tseslint.configs.strict,
   {
     rules: {
       '@typescript-eslint/no-non-null-assertion': 'off',
-      '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_' }],
+      '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
       '@typescript-eslint/consistent-type-imports': 'error',
       eqeqeq: 'error',
       'prefer-const': 'error',

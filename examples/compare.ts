@@ -58,7 +58,14 @@ interface Material {
 export async function* compare(options: CompareOptions): AsyncGenerator<Row, void> {
   const material = await makeMaterial(options);
   const base = await loadModel(options.model);
-  yield { method: 'base', rate: undefined, trainable: 0, ...(await measure(base, material)), forgettingKl: 0, seconds: 0 };
+  yield {
+    method: 'base',
+    rate: undefined,
+    trainable: 0,
+    ...(await measure(base, material)),
+    forgettingKl: 0,
+    seconds: 0,
+  };
   base.dispose();
   for (const [method, rate] of Object.entries(options.rates) as [MethodName, number][]) {
     const started = performance.now();

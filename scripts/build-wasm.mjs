@@ -19,7 +19,16 @@ async function compile(relaxed) {
       ...['--outFile', join(folder, 'kernels.wasm')],
       ...['-O3', '--noAssert', '--runtime', 'stub', '--enable', features.join(',')],
       // the first 4 KiB are the control block; the module itself must not place anything there
-      ...['--importMemory', '--sharedMemory', '--initialMemory', '16', '--maximumMemory', '65536', '--memoryBase', '4096'],
+      ...[
+        '--importMemory',
+        '--sharedMemory',
+        '--initialMemory',
+        '16',
+        '--maximumMemory',
+        '65536',
+        '--memoryBase',
+        '4096',
+      ],
       ...['--use', `RELAXED=${relaxed ? 1 : 0}`],
     ]);
     if (error) throw new Error(`assemblyscript: ${error.message}\n${stderr.toString()}`);

@@ -24,7 +24,8 @@ function filesBelow(path) {
 /** Runs `make` unless the inputs have the hash that stands in the stamp and all outputs exist. */
 function step(name, inputs, outputs, make) {
   const hash = createHash('sha256').update(process.version.split('.')[0]);
-  for (const file of inputs.flatMap(filesBelow)) hash.update(relative('.', file)).update(readFileSync(join(root, file)));
+  for (const file of inputs.flatMap(filesBelow))
+    hash.update(relative('.', file)).update(readFileSync(join(root, file)));
   const digest = hash.digest('hex');
   const stamp = join(stamps, name);
   const current = existsSync(stamp) && readFileSync(stamp, 'utf8') === digest;
@@ -43,7 +44,9 @@ function run(command, args, cwd = root) {
     shell: process.platform === 'win32',
   });
   if (status !== 0) {
-    console.error(`milora: expected '${command} ${args.join(' ')}' to succeed, got ${error?.message ?? `exit code ${status}`}`);
+    console.error(
+      `milora: expected '${command} ${args.join(' ')}' to succeed, got ${error?.message ?? `exit code ${status}`}`,
+    );
     process.exit(1);
   }
 }
@@ -58,13 +61,18 @@ if (!existsSync(join(root, 'node_modules/tsdown')) || !existsSync(join(root, 'no
   console.error('milora: installing packages …');
   run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund']);
 }
-step('wasm', ['packages/tensor/assembly', 'scripts/build-wasm.mjs'], ['packages/tensor/src/backends/wasm/binary.ts'], () =>
-  run(process.execPath, ['scripts/build-wasm.mjs']),
+step(
+  'wasm',
+  ['packages/tensor/assembly', 'scripts/build-wasm.mjs'],
+  ['packages/tensor/src/backends/wasm/binary.ts'],
+  () => run(process.execPath, ['scripts/build-wasm.mjs']),
 );
 const shared = ['tsconfig.base.json', 'tsdown.base.ts', 'package-lock.json'];
 for (const [i, workspace] of workspaces.entries()) {
   // a package's declarations are bundled from those below, so a change there rebuilds it
   const inputs = [...shared, ...workspaces.slice(0, Math.min(i, 4)), workspace];
   const name = `build-${workspace.replace('/', '-')}`;
-  step(name, inputs, [`${workspace}/dist`], () => run('npx', ['--no-install', 'tsdown', '--logLevel', 'warn'], join(root, workspace)));
+  step(name, inputs, [`${workspace}/dist`], () =>
+    run('npx', ['--no-install', 'tsdown', '--logLevel', 'warn'], join(root, workspace)),
+  );
 }

@@ -10,7 +10,10 @@ import { configs } from '../configs.js';
 import { medianSeconds } from './suite.js';
 import type { SuiteOptions } from './suite.js';
 
-export async function train({ threads, seconds, emit }: SuiteOptions, names: readonly ('260K' | '15M' | '135M')[]): Promise<void> {
+export async function train(
+  { threads, seconds, emit }: SuiteOptions,
+  names: readonly ('260K' | '15M' | '135M')[],
+): Promise<void> {
   for (const name of names) {
     const { batch, seq, rank, model: json } = configs[name];
     const config = parseLlamaConfig({ model_type: 'llama', ...json }, 'configs.json');

@@ -87,11 +87,10 @@ export abstract class Module {
   /** Puts another module in the place at a dotted path, and returns the one that was there. */
   replaceModule(path: string, next: Module): Module {
     const before = this.getModule(path);
-    const keys = path.split('.');
+    const keys = path.split('.').map(camel);
     const last = keys.pop()!;
-    let owner: unknown = this;
-    for (const key of keys) owner = (owner as Record<string, unknown>)[camel(key)];
-    (owner as Record<string, unknown>)[camel(last)] = next;
+    const owner = keys.reduce((part, key) => part[key] as Record<string, unknown>, this as Record<string, unknown>);
+    owner[last] = next;
     next.train(before.training);
     return before;
   }

@@ -8,8 +8,8 @@ import * as t from '@milora/tensor';
 import { Tensor, intTensor } from '@milora/tensor';
 import type { Philox } from '@milora/tensor';
 import { AutogradError } from './errors.js';
-import { Variable, gradEnabled, record } from './variable.js';
-import type { Gradients } from './variable.js';
+import { gradEnabled, record } from './variable.js';
+import type { Gradients, Variable } from './variable.js';
 
 /** Runs `fn` and frees the tensors it makes but for the one returned. */
 const fused = <T>(fn: () => T): T => t.scope(fn);

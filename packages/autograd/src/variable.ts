@@ -5,7 +5,8 @@
  * topologically without recursion, hands every node the gradient of its value, and lets it add to its parents' gradients.
  * What only the graph needed (saved tensors, intermediate values and gradients) is freed on the way.
  */
-import { Tensor, add, axpy, full, scope } from '@milora/tensor';
+import type { Tensor } from '@milora/tensor';
+import { add, axpy, full, scope } from '@milora/tensor';
 import { AutogradError } from './errors.js';
 
 /** Where the derivative of an op puts the gradients of its parents, which count from 0. */

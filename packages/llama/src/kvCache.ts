@@ -1,8 +1,8 @@
 /**
  * Keys and values of the tokens a model has seen, per layer, in buffers of a fixed capacity that are written in place.
  */
-import { Tensor, write, zeros } from '@milora/tensor';
-import type { Backend } from '@milora/tensor';
+import { write, zeros } from '@milora/tensor';
+import type { Backend , Tensor} from '@milora/tensor';
 import type { LlamaConfig } from './config.js';
 import { LlamaError } from './errors.js';
 

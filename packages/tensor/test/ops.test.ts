@@ -286,11 +286,8 @@ test('sumTo undoes broadcasting: ⟨sumTo(x), y⟩ = ⟨x, y broadcast⟩', () =
         const [big, small] = [upload(x), upload(y)];
         const down = t.sumTo(big, a);
         expect(down.shape).toEqual(a);
-        const left = down.dataSync().reduce((s, v, i) => s + v * y.data[i]!, 0);
-        const right = t
-          .mul(big, small)
-          .dataSync()
-          .reduce((s, v) => s + v, 0);
+        const left = Array.from(down.dataSync()).reduce((s, v, i) => s + v * y.data[i]!, 0);
+        const right = Array.from(t.mul(big, small).dataSync()).reduce((s, v) => s + v, 0);
         expect(Math.abs(left - right)).toBeLessThanOrEqual(1e-5 * (1 + sizeOf(full)));
       });
     }),

@@ -203,7 +203,7 @@ describe('builds', () => {
     const expected = resultsOn(strict, name);
     resultsOn(relaxed!, name).forEach((data, i) => {
       const finite = (x: number): boolean => Number.isFinite(x);
-      const largest = expected[i]!.reduce((max, x) => (finite(x) ? Math.max(max, Math.abs(x)) : max), 0);
+      const largest = Array.from(expected[i]!).reduce((max, x) => (finite(x) ? Math.max(max, Math.abs(x)) : max), 0);
       data.forEach((x, j) => {
         const y = expected[i]![j]!;
         if (x !== y && !(Math.abs(x - y) <= 1e-5 * largest)) {
