@@ -34,57 +34,62 @@ export async function gradcheck(
 
   const leaves = inputs.map((x, i) => new Variable(make(hosts[i]!, i).keep(), { requiresGrad: x.dtype === 'f32' }));
   let weights: Float32Array = new Float32Array();
-  const analytic = await scope(async () => {
-    const y = fn(...leaves);
-    weights = random.normalArray(y.value.size);
-    y.backward({ gradient: Tensor.fromHost({ dtype: 'f32', shape: y.shape, data: weights }, backend) });
-    return Promise.all(leaves.map(async (leaf) => (leaf.grad ? Float64Array.from(await leaf.grad.data()) : undefined)));
-  });
-
-  /** Σ weights · fn(inputs with entry `at` of input `i` moved by `by`), summed in f64. */
-  const probe = (i: number, at: number, by: number): Promise<number> =>
-    scope(async () => {
-      const moved = hosts.map((host, j) => {
-        if (i !== j) return leaves[j]!;
-        const copy = Float64Array.from(host);
-        copy[at]! += by;
-        return new Variable(make(copy, j));
-      });
-      const y = await noGrad(() => fn(...moved)).value.data();
-      return weights.reduce((sum, w, k) => sum + w * y[k]!, 0);
+  try {
+    const analytic = await scope(async () => {
+      const y = fn(...leaves);
+      weights = random.normalArray(y.value.size);
+      y.backward({ gradient: Tensor.fromHost({ dtype: 'f32', shape: y.shape, data: weights }, backend) });
+      return Promise.all(
+        leaves.map(async (leaf) => (leaf.grad ? Float64Array.from(await leaf.grad.data()) : undefined)),
+      );
     });
 
-  let worst = 0;
-  for (const [i, gradient] of analytic.entries()) {
-    const size = inputs[i]!.size;
-    const chosen = size <= samples ? [...Array(size).keys()] : Array.from({ length: samples }, () => random.int(size));
-    const numeric: [number, number][] = [];
-    for (const at of chosen) {
-      const [a, b, c, d] = [
-        await probe(i, at, -2 * step),
-        await probe(i, at, -step),
-        await probe(i, at, step),
-        await probe(i, at, 2 * step),
-      ];
-      // the step that f32 really took
-      numeric.push([at, (a - 8 * b + 8 * c - d) / (12 * step)]);
-    }
-    const largest = Math.max(1e-2, ...numeric.map(([, g]) => Math.abs(g)));
-    for (const [at, g] of numeric) {
-      const mine = gradient?.[at] ?? 0;
-      const error = Math.abs(mine - g) / largest;
-      worst = Math.max(worst, error);
-      if (!(error <= tolerance)) {
-        throw new AutogradError(
-          'gradcheck',
-          `gradcheck: expected derivative ${g} of input ${i} at entry ${at} (relative tolerance ${tolerance}), got ${mine}`,
-        );
+    /** Σ weights · fn(inputs with entry `at` of input `i` moved by `by`), summed in f64. */
+    const probe = (i: number, at: number, by: number): Promise<number> =>
+      scope(async () => {
+        const moved = hosts.map((host, j) => {
+          if (i !== j) return leaves[j]!;
+          const copy = Float64Array.from(host);
+          copy[at]! += by;
+          return new Variable(make(copy, j));
+        });
+        const y = await noGrad(() => fn(...moved)).value.data();
+        return weights.reduce((sum, w, k) => sum + w * y[k]!, 0);
+      });
+
+    let worst = 0;
+    for (const [i, gradient] of analytic.entries()) {
+      const size = inputs[i]!.size;
+      const chosen =
+        size <= samples ? [...Array(size).keys()] : Array.from({ length: samples }, () => random.int(size));
+      const numeric: [number, number][] = [];
+      for (const at of chosen) {
+        const [a, b, c, d] = [
+          await probe(i, at, -2 * step),
+          await probe(i, at, -step),
+          await probe(i, at, step),
+          await probe(i, at, 2 * step),
+        ];
+        numeric.push([at, (a - 8 * b + 8 * c - d) / (12 * step)]);
+      }
+      const largest = Math.max(1e-2, ...numeric.map(([, g]) => Math.abs(g)));
+      for (const [at, g] of numeric) {
+        const mine = gradient?.[at] ?? 0;
+        const error = Math.abs(mine - g) / largest;
+        worst = Math.max(worst, error);
+        if (!(error <= tolerance)) {
+          throw new AutogradError(
+            'gradcheck',
+            `gradcheck: expected derivative ${g} of input ${i} at entry ${at} (relative tolerance ${tolerance}), got ${mine}`,
+          );
+        }
       }
     }
+    return worst;
+  } finally {
+    for (const leaf of leaves) {
+      leaf.zeroGrad();
+      leaf.value.dispose();
+    }
   }
-  for (const leaf of leaves) {
-    leaf.zeroGrad();
-    leaf.value.dispose();
-  }
-  return worst;
 }

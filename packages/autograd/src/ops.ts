@@ -299,9 +299,10 @@ export function crossEntropy(
   checkTargets(targets, rows, classes);
   const scale = 1 / (options.normalizer ?? Math.max(1, counted(targets)));
   const labels = intTensor(targets, [rows], { backend });
-  const { loss, lse } = t.crossEntropy(logits.value.reshape(rows, classes), labels);
-  const value = fused(() => t.affine(t.sum(loss), scale));
-  loss.dispose();
+  const { value, lse } = fused(() => {
+    const { loss, lse } = t.crossEntropy(logits.value.reshape(rows, classes), labels);
+    return { value: t.affine(t.sum(loss), scale), lse };
+  });
   return record(
     'crossEntropy',
     value,

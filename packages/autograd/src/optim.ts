@@ -63,16 +63,23 @@ abstract class Optimizer {
     return { step: this.steps, tensors };
   }
 
-  /** Puts a state back. Throws, naming every tensor that is missing, unknown or of another shape. */
+  /** Puts a state back. Throws, naming every tensor that is missing, unknown or of another shape or dtype. */
   loadStateDict(state: OptimizerState): void {
     const expected = new Map<string, Variable>();
     for (const [name, parameter] of this.parameters) {
       for (const slot of this.slots) expected.set(`${name}.${slot}`, parameter);
     }
     const problems: string[] = [];
+    for (const [name] of this.parameters) {
+      const keys = this.slots.map((slot) => `${name}.${slot}`);
+      // a parameter that had no gradient yet has no state at all
+      if (!keys.some((key) => state.tensors.has(key))) continue;
+      for (const key of keys) if (!state.tensors.has(key)) problems.push(`${key}: missing`);
+    }
     for (const [key, host] of state.tensors) {
       const parameter = expected.get(key);
       if (!parameter) problems.push(`${key}: unknown`);
+      else if (host.dtype !== 'f32') problems.push(`${key}: expected dtype f32, got ${host.dtype}`);
       else if (String(host.shape) !== String(parameter.shape)) {
         problems.push(`${key}: expected shape [${parameter.shape}], got [${host.shape}]`);
       }
@@ -153,8 +160,8 @@ export class SGD extends Optimizer {
 
   protected update(name: string, parameter: Variable, gradient: Tensor): void {
     const first = !this.state.has(`${name}.momentum_buffer`);
-    // PyTorch starts the buffer at the first gradient, undamped
-    const options = first ? { ...this.options, dampening: 0 } : this.options;
+    // PyTorch starts the buffer at the first gradient, undamped, and has none without momentum
+    const options = first || this.options.momentum === 0 ? { ...this.options, dampening: 0 } : this.options;
     t.sgd(parameter.value, gradient, this.slot(name, parameter, 'momentum_buffer'), { lr: this.lr, ...options });
   }
 }

@@ -21,10 +21,12 @@ const progress = (step: number, { warmupSteps, totalSteps }: ScheduleOptions): n
 export const constantSchedule = (options: ScheduleOptions): Schedule => warm(options, () => 1);
 
 /** Falls to 0 in a straight line. */
-export const linearSchedule = (options: ScheduleOptions): Schedule =>
-  warm(options, (step) => Math.max(0, 1 - progress(step, options)));
+export const linearSchedule = (options: ScheduleOptions): Schedule => {
+  const { warmupSteps, totalSteps } = options;
+  return warm(options, (step) => Math.max(0, (totalSteps - step) / Math.max(1, totalSteps - warmupSteps)));
+};
 
-/** Falls to 0 along half a cosine. */
+/** Falls to 0 along half a cosine, and stays there (Hugging Face's would rise again). */
 export const cosineSchedule = (options: ScheduleOptions): Schedule =>
   warm(options, (step) => Math.max(0, 0.5 * (1 + Math.cos(Math.PI * progress(step, options)))));
 

@@ -6,7 +6,7 @@
  * What only the graph needed (saved tensors, intermediate values and gradients) is freed on the way.
  */
 import type { Tensor } from '@milora/tensor';
-import { add, axpy, full, scope } from '@milora/tensor';
+import { add, affine, axpy, full, scope } from '@milora/tensor';
 import { AutogradError } from './errors.js';
 
 /** Where the derivative of an op puts the gradients of its parents, which count from 0. */
@@ -51,21 +51,32 @@ export function noGrad<T>(fn: () => T): T {
 export class Variable {
   /** The gradient after `backward`, for leaves that require one. Lives until `zeroGrad`. */
   grad: Tensor | undefined;
-  requiresGrad: boolean;
   /** @internal */
   node: GraphNode | undefined;
   /** @internal gradient on its way through the graph */
   pending: Tensor | undefined;
   private retained = false;
+  /** Whether a backward has freed the graph behind it. */
+  private consumed = false;
+  private differentiable = false;
 
   constructor(
     readonly value: Tensor,
     options: { requiresGrad?: boolean } = {},
   ) {
     this.requiresGrad = options.requiresGrad ?? false;
-    if (this.requiresGrad && value.dtype !== 'f32') {
-      throw new AutogradError('dtype', `variable: expected dtype f32 to differentiate, got ${value.dtype}`);
+  }
+
+  /** Whether `backward` computes its gradient. Throws when it is turned on for a dtype other than f32. */
+  get requiresGrad(): boolean {
+    return this.differentiable;
+  }
+
+  set requiresGrad(on: boolean) {
+    if (on && this.value.dtype !== 'f32') {
+      throw new AutogradError('dtype', `variable: expected dtype f32 to differentiate, got ${this.value.dtype}`);
     }
+    this.differentiable = on;
   }
 
   get shape(): readonly number[] {
@@ -74,7 +85,7 @@ export class Variable {
 
   /** Whether it was made by the user rather than by an op. */
   get isLeaf(): boolean {
-    return this.node === undefined;
+    return this.node === undefined && !this.consumed;
   }
 
   /** Keeps value and gradient of an intermediate result through `backward`. */
@@ -93,10 +104,15 @@ export class Variable {
     this.grad = undefined;
   }
 
-  /** What a scope must keep when a Variable is returned from it. */
+  /** What a scope must keep when a Variable is returned from it: its value, and the graph that `backward` will need. */
   *owned(): Iterable<Tensor> {
-    yield this.value;
-    if (this.node) yield* this.node.saved;
+    const seen = new Set<Variable>([this]);
+    for (const { value, node } of seen) {
+      yield value;
+      if (!node) continue;
+      yield* node.saved;
+      for (const parent of node.parents) seen.add(parent);
+    }
   }
 
   /** The only element of a variable of size 1. */
@@ -119,12 +135,30 @@ export class Variable {
       throw new AutogradError('backward', `backward: expected one element or a gradient, got shape [${this.shape}]`);
     }
     const { backend } = this.value;
-    scope(() => {
-      this.pending = options.gradient?.reshape(...this.shape) ?? full(this.shape, 1, { backend });
-      withGrad(false, () => {
-        for (const variable of reverseOrder(this)) variable.propagate(options.retainGraph === true, variable === this);
+    const order = reverseOrder(this);
+    for (const variable of order) variable.expectWhole();
+    try {
+      scope(() => {
+        this.pending = options.gradient?.reshape(...this.shape) ?? full(this.shape, 1, { backend });
+        withGrad(false, () => {
+          for (const variable of order) variable.propagate(options.retainGraph === true, variable === this);
+        });
       });
-    });
+    } finally {
+      // an error on the way leaves gradients behind
+      for (const variable of order) {
+        variable.pending?.dispose();
+        variable.pending = undefined;
+      }
+    }
+  }
+
+  private expectWhole(): void {
+    if (!this.consumed) return;
+    throw new AutogradError(
+      'backward',
+      'backward: expected a whole graph, got one that an earlier backward freed in part; give that one retainGraph',
+    );
   }
 
   private propagate(retainGraph: boolean, isRoot: boolean): void {
@@ -132,7 +166,10 @@ export class Variable {
     this.pending = undefined;
     const { node } = this;
     if (!node) {
-      if (dy) this.accumulate(dy);
+      if (dy) {
+        this.expectWhole();
+        this.accumulate(dy);
+      }
       return;
     }
     if (dy) {
@@ -144,12 +181,15 @@ export class Variable {
     if (retainGraph) return;
     for (const tensor of node.saved) tensor.dispose();
     this.node = undefined;
+    this.consumed = true;
     if (!isRoot && !this.retained) this.value.dispose();
   }
 
   private accumulate(dy: Tensor): void {
     if (!this.grad) {
-      this.grad = dy.keep();
+      // `dy` may be the memory of another gradient (that of a sum): a leaf has its own, for updates in place
+      this.grad = (dy.shared ? affine(dy, 1) : dy).keep();
+      if (this.grad !== dy) dy.dispose();
     } else if (this.grad.shared) {
       const sum = add(this.grad, dy).keep();
       this.grad.dispose();
@@ -173,9 +213,11 @@ function gradientsOf(parents: readonly Variable[]): Gradients {
       } else if (parent.pending.shared) {
         const sum = add(parent.pending, g).keep();
         parent.pending.dispose();
+        g.dispose();
         parent.pending = sum;
       } else {
         axpy(parent.pending, g);
+        g.dispose();
       }
     },
   };

@@ -219,6 +219,14 @@ export class LlamaForCausalLM extends Module {
     return { positions: intTensor(positions, [B * T], { backend }), ranges, cos: tables.cos, sin: tables.sin };
   }
 
+  /** Frees parameters and rotary tables. */
+  override dispose(): void {
+    super.dispose();
+    this.tables?.cos.dispose();
+    this.tables?.sin.dispose();
+    this.tables = undefined;
+  }
+
   /** Rotary tables up to `length` positions, grown by doubling. */
   private ropeTables(length: number): { cos: Tensor; sin: Tensor } {
     const limit = this.config.maxPositionEmbeddings;
@@ -233,6 +241,8 @@ export class LlamaForCausalLM extends Module {
       const { cos, sin } = ropeTables(this.config, rows);
       const upload = (data: Float32Array): Tensor =>
         Tensor.fromHost({ dtype: 'f32', shape: [rows, this.config.headDim / 2], data }, this.backend).keep();
+      this.tables?.cos.dispose();
+      this.tables?.sin.dispose();
       this.tables = { cos: upload(cos), sin: upload(sin), length: rows };
     }
     return this.tables;

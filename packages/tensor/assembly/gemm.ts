@@ -171,13 +171,14 @@ function load4(p: usize, type: i32): v128 {
 }
 
 /**
- * One 6 × 8 tile: C = (packed A panel) · (packed B panel). Nothing but stores may follow the loop: with any arithmetic on
- * the sums V8 keeps them in memory through the loop, at half the speed.
+ * One 6 × 8 tile of C. Row k of the panels, 6 values of A and 8 of B, lies at a + k·stepA and b + k·stepB: packed, or in a
+ * matrix whose rows run that way. Nothing but stores may follow the loop: with any arithmetic on the sums V8 keeps them in
+ * memory through the loop, at half the speed.
  */
-function tile(depth: i32, a: usize, b: usize, c: usize, ldc: isize): void {
+function tile(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
   let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
-  for (const end = b + (<usize>depth << 5); b < end; b += 32) {
+  for (let k = 0; k < depth; k++) {
     const b0 = v128.load(b), b1 = v128.load(b, 16);
     let x = v128.load32_splat(a);
     c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
@@ -191,7 +192,38 @@ function tile(depth: i32, a: usize, b: usize, c: usize, ldc: isize): void {
     c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
     x = v128.load32_splat(a, 20);
     c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
-    a += 24;
+    a += stepA;
+    b += stepB;
+  }
+  const step = ldc << 2;
+  v128.store(c, c00); v128.store(c, c01, 16); c += step;
+  v128.store(c, c10); v128.store(c, c11, 16); c += step;
+  v128.store(c, c20); v128.store(c, c21, 16); c += step;
+  v128.store(c, c30); v128.store(c, c31, 16); c += step;
+  v128.store(c, c40); v128.store(c, c41, 16); c += step;
+  v128.store(c, c50); v128.store(c, c51, 16);
+}
+
+/** The same tile with rows of A in place that run along k: row r starts at a + r·lda·4. A tenth slower, but nothing to pack. */
+function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+  let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+  let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
+  const a1 = a + (lda << 2), a2 = a1 + (lda << 2), a3 = a2 + (lda << 2), a4 = a3 + (lda << 2), a5 = a4 + (lda << 2);
+  for (let o: usize = 0, end = <usize>depth << 2; o < end; o += 4) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load32_splat(a + o);
+    c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
+    x = v128.load32_splat(a1 + o);
+    c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
+    x = v128.load32_splat(a2 + o);
+    c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
+    x = v128.load32_splat(a3 + o);
+    c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
+    x = v128.load32_splat(a4 + o);
+    c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
+    x = v128.load32_splat(a5 + o);
+    c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
+    b += stepB;
   }
   const step = ldc << 2;
   v128.store(c, c00); v128.store(c, c01, 16); c += step;
@@ -247,21 +279,38 @@ export function product(
     for (let k0 = 0; k0 < k; k0 += KC) {
       const kc = min(KC, k - k0);
       const add = accumulate || k0 > 0;
-      packB(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shift), brs, bcs, kc, nc, type);
+      const blockB = b + ((<isize>k0 * brs + <isize>j0 * bcs) << shift);
+      // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
+      const directB = type == F32 && bcs == 1 && m <= 2 * MR ? nc - (nc % NR) : 0;
+      if (directB < nc) {
+        packB(packedB + (<usize>(directB * kc) << 2), blockB + ((<isize>directB * bcs) << shift), brs, bcs, kc, nc - directB, type);
+      }
       for (let i0 = 0; i0 < m; i0 += MC) {
         const mc = min(MC, m - i0);
-        packA(packedA, a + ((<isize>i0 * ars + <isize>k0 * acs) << 2), ars, acs, mc, kc);
+        const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << 2);
+        const directA = (acs == 1 || ars == 1) && nc <= 2 * NR ? mc - (mc % MR) : 0;
+        if (directA < mc) {
+          packA(packedA + (<usize>(directA * kc) << 2), blockA + ((<isize>directA * ars) << 2), ars, acs, mc - directA, kc);
+        }
         for (let j = 0; j < nc; j += NR) {
-          const panelB = packedB + (<usize>(j * kc) << 2);
+          const inB = j < directB;
+          const panelB = inB ? blockB + (<usize>j << 2) : packedB + (<usize>(j * kc) << 2);
+          const stepB: usize = inB ? brs << 2 : NR << 2;
           const wide = min(NR, nc - j);
           for (let i = 0; i < mc; i += MR) {
-            const panelA = packedA + (<usize>(i * kc) << 2);
+            const inA = i < directA;
+            const panelA = inA ? blockA + ((<isize>i * ars) << 2) : packedA + (<usize>(i * kc) << 2);
+            const stepA: usize = inA ? acs << 2 : MR << 2;
+            const alongK = inA && acs == 1;
             const at = c + ((<isize>(i0 + i) * ldc + <isize>(j0 + j)) << 2);
             const high = min(MR, mc - i);
+            // two calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
             if (plain && !add && high == MR && wide == NR) {
-              tile(kc, panelA, panelB, at, ldc);
+              if (alongK) tileRows(kc, panelA, ars, panelB, stepB, at, ldc);
+              else tile(kc, panelA, stepA, panelB, stepB, at, ldc);
             } else {
-              tile(kc, panelA, panelB, edge, NR);
+              if (alongK) tileRows(kc, panelA, ars, panelB, stepB, edge, NR);
+              else tile(kc, panelA, stepA, panelB, stepB, edge, NR);
               combine(at, ldc, edge, high, wide, alpha, add);
             }
           }

@@ -3,7 +3,6 @@ import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import {
-  Tensor,
   add,
   createWasmBackend,
   mul,
@@ -14,7 +13,8 @@ import {
   tensorScope,
   zeros,
 } from '../src/index.js';
-import type { WasmBackend } from '../src/index.js';
+import type { WasmBackend ,
+  Tensor} from '../src/index.js';
 
 let backend: WasmBackend;
 beforeAll(() => {

@@ -126,7 +126,8 @@ export async function finetune(options: FinetuneOptions, out: string, hooks: Run
     const start = await adapterStart(work.adapter, provenance);
     const trainer = work.trainer();
     const first: Checkpoint = { trainer: await trainer.state(), start };
-    const folder = await RunFolder.create(out, { kind: 'finetune', options: { ...resolved }, data }, first);
+    const backend = work.model.backend.name;
+    const folder = await RunFolder.create(out, { kind: 'finetune', backend, options: { ...resolved }, data }, first);
     return { folder, trainer, start, resumed: false };
   });
 }
@@ -148,7 +149,8 @@ export async function resumeFinetune(dir: string, moved: MovedFiles = {}, hooks:
   const { start } = checkpoint;
   if (!start) throw new MiloraError('checkpoint', `${dir}: expected a checkpoint with an adapter, got one without`);
   const options = { ...(folder.config.options as unknown as FinetuneOptions), ...moved };
-  return runFinetune(options, hooks, async (work) => {
+  return runFinetune(options, hooks, async (work, data) => {
+    expectSameData(folder, data);
     checkBase(start.provenance.base, await fingerprintModel(work.model), options.model);
     await work.inject(restartInit({ ...checkpoint, start }));
     const trainer = work.trainer();
@@ -213,7 +215,6 @@ async function runFinetune(
     const begun = await begin(work, data.fingerprint, { ...options, ...data.resolved, alpha: options.alpha ?? options.rank });
     const { folder, start } = begun;
     trainer = begun.trainer;
-    if (begun.resumed) expectSameData(folder, data);
 
     const { steps } = data.resolved;
     const trainable = work.adapter.trainableCount;

@@ -54,7 +54,11 @@ export const pretrainDefaults: Omit<PretrainOptions, 'config' | 'tokenizer' | 'd
 export async function pretrain(options: PretrainOptions, out: string, hooks: RunHooks = {}): Promise<RunResult> {
   await expectFree(out, `give another folder with --out, or go on with --resume ${out}`);
   return runPretrain(options, hooks, async (trainer, data, resolved) =>
-    RunFolder.create(out, { kind: 'pretrain', options: { ...resolved }, data }, { trainer: await trainer.state() }),
+    RunFolder.create(
+      out,
+      { kind: 'pretrain', backend: trainer.model.backend.name, options: { ...resolved }, data },
+      { trainer: await trainer.state() },
+    ),
   );
 }
 
@@ -73,7 +77,8 @@ export async function resumePretrain(
   return runPretrain(
     options,
     hooks,
-    async (trainer) => {
+    async (trainer, data) => {
+      expectSameData(folder, data);
       trainer.load(checkpoint.trainer);
       await folder.rewind(checkpoint.trainer.step);
       return folder;
@@ -105,7 +110,6 @@ async function runPretrain(
     model.requiresGrad(true);
     const active = (trainer = new Trainer(model, data.batches, trainerOptions(options, data, model, hooks.signal)));
     const folder = await begin(active, data.fingerprint, { ...options, ...data.resolved });
-    if (resumed) expectSameData(folder, data);
     const parameters = model.parameters().reduce((n, { value }) => n + value.size, 0);
     await hooks.onEvent?.({
       type: 'start',

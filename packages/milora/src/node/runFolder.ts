@@ -29,6 +29,8 @@ export type RunKind = 'finetune' | 'pretrain';
 export interface RunConfig<Options = Record<string, unknown>> {
   version: number;
   kind: RunKind;
+  /** Name of the backend that the run began on. */
+  backend: string;
   /** Every option of the run, with its value in effect. */
   options: Options;
   /** Fingerprint of the tokenised training data: the same file, tokenizer and settings give the same. */

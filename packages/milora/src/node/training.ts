@@ -214,8 +214,8 @@ export function trainerOptions(
 }
 
 /** Refuses other training data than the run began with. */
-export function expectSameData(folder: RunFolder, data: TrainingData): void {
-  if (folder.config.data === data.fingerprint) return;
+export function expectSameData(folder: RunFolder, fingerprint: string): void {
+  if (folder.config.data === fingerprint) return;
   throw new MiloraError(
     'wrong-data',
     `${folder.path}: expected the training data, tokenizer and lengths that the run began with, got other tokens; ` +
