@@ -10,8 +10,8 @@ const distance = (x: ArrayLike<number>, y: ArrayLike<number>): number =>
 // W [out, in] has k = min(out, in) triplets. MiLoRA takes the last r of them: B = U √(S/s), A = √(S/s) Vᵀ.
 console.log(milora.minor(6, 2)); // → [ 4, 5 ]
 const weight = await tensor(new Philox(5).normalArray(8 * 6), [8, 6]).toHost();
-const settings = { rank: 2, alpha: 2, useRslora: false, random: new Philox(0), module: 'w' };
-const { a, b } = milora.miloraInit(weight, settings);
+const options = { rank: 2, alpha: 2, useRslora: false, random: new Philox(0), module: 'w' };
+const { a, b } = milora.miloraInit(weight, options);
 const residual = milora.residualOf(weight, a, b, 1); // W − s·B·A, orthogonal to what is trained: Bᵀ W_res = 0
 const product = await matmul(tensor(b, [8, 2]), tensor(residual, [8, 6]), { transposeA: true }).data();
 console.log(distance(product, new Float32Array(12)) < 1e-5); // → true
@@ -28,9 +28,10 @@ console.log(adapter.layers.size, adapter.trainableCount); // → 10 3072
 console.log(distance(await logits(), before) < 1e-4); // → true
 
 // The trainer is an async iterator of events. Rows carry their labels, −100 where there is nothing to learn.
-const batches = new milora.BatchIterator([{ ids, labels: ids, truncated: false }], { batchSize: 1, seed: 0 });
+const batches = (ids: Int32Array): milora.BatchIterator =>
+  new milora.BatchIterator([{ ids, labels: ids, truncated: false }], { batchSize: 1, seed: 0 });
 const losses: string[] = [];
-for await (const event of new milora.Trainer(model, batches, { steps: 60, lr: 0.01 }).run()) {
+for await (const event of new milora.Trainer(model, batches(ids), { steps: 60, lr: 0.01 }).run()) {
   if (event.type === 'step' && event.step % 30 === 0) losses.push(event.loss.toFixed(1));
 }
 console.log(losses.join(' ')); // → 0.5 0.3
@@ -38,11 +39,7 @@ console.log(losses.join(' ')); // → 0.5 0.3
 // Drift: the share of B and A outside the minor subspace, 0 at the start. Forgetting: against the base's predictions.
 const drift = [...(await milora.subspaceDrift(adapter)).values()];
 console.log(drift.every(({ left, right }) => left > 0 && left < 1 && right > 0 && right < 1)); // → true
-const text = new milora.BatchIterator([{ ids: ids.slice().reverse(), labels: ids, truncated: false }], {
-  batchSize: 1,
-  seed: 0,
-});
-const { loss, kl } = await milora.forgetting(model, adapter, [text.nextBatch()]);
+const { loss, kl } = await milora.forgetting(model, adapter, [batches(ids.slice().reverse()).nextBatch()]);
 console.log(loss > kl && kl > 0); // → true
 
 // Off gives the base model again; exported, it is a plain LoRA of rank 2r for the untouched base; merged, one matrix.

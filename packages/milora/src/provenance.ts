@@ -80,7 +80,9 @@ export function parseProvenance(text: string, name: string): Provenance {
 
 /** The indices of a recorded window. */
 export function windowOf(recorded: Provenance['windows'][string]): Window {
-  return 'from' in recorded ? Array.from({ length: recorded.to - recorded.from }, (_, i) => recorded.from + i) : recorded;
+  return 'from' in recorded
+    ? Array.from({ length: recorded.to - recorded.from }, (_, i) => recorded.from + i)
+    : recorded;
 }
 
 /** Throws `wrong-base`, naming the tensors, unless the model's fingerprints are those the adapter was made for. */

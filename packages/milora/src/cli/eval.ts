@@ -10,12 +10,22 @@ import { backendOptions, count, jsonOption, onBackend, short } from './verb.js';
 import type { Verb } from './verb.js';
 
 const table = {
-  model: { type: 'text', value: 'PATH', help: 'the model: a Hugging Face folder or a llama2.c .bin file', group: 'Files' },
+  model: {
+    type: 'text',
+    value: 'PATH',
+    help: 'the model: a Hugging Face folder or a llama2.c .bin file',
+    group: 'Files',
+  },
   adapter: { type: 'text', value: 'DIR', help: 'adapter folder on top of it' },
   data: { type: 'text', value: 'FILE', help: 'data to measure the loss on' },
   forgetting: { type: 'text', value: 'FILE', help: 'text to measure forgetting on; needs an adapter' },
   tokenizer: { type: 'text', value: 'PATH', help: "another tokenizer than the model folder's" },
-  dtype: { type: 'choice', choices: ['f32', 'storage'], default: 'f32', help: 'hold the base in float32, or as it is stored' },
+  dtype: {
+    type: 'choice',
+    choices: ['f32', 'storage'],
+    default: 'f32',
+    help: 'hold the base in float32, or as it is stored',
+  },
   limit: { type: 'whole', min: 1, help: 'examples at most, from the beginning (default: all)', group: 'Examples' },
   'max-length': { type: 'whole', min: 2, help: 'longest example in tokens (default 512, or what the model allows)' },
   batch: { type: 'whole', default: 16, min: 1, help: 'examples at once' },
@@ -36,7 +46,10 @@ export const evalVerb: Verb<typeof table> = {
     const path = required('model', values.model);
     const file = required('data', values.data);
     if (values.forgetting !== undefined && values.adapter === undefined) {
-      throw new MiloraError('usage', '--forgetting: expected --adapter with it, got none; forgetting compares a model with its base');
+      throw new MiloraError(
+        'usage',
+        '--forgetting: expected --adapter with it, got none; forgetting compares a model with its base',
+      );
     }
     return onBackend(values, async () => {
       const { tokenizer, dtype } = values;
@@ -58,7 +71,14 @@ export const evalVerb: Verb<typeof table> = {
         }
         if (values.json) {
           const { truncated, dropped } = report;
-          const all = { type: 'eval', ...result, examples: chosen.length, truncated, dropped, forgetting: lost ?? null };
+          const all = {
+            type: 'eval',
+            ...result,
+            examples: chosen.length,
+            truncated,
+            dropped,
+            forgetting: lost ?? null,
+          };
           io.stdout.write(`${JSON.stringify(all)}\n`);
           return 0;
         }
@@ -67,8 +87,10 @@ export const evalVerb: Verb<typeof table> = {
           `perplexity        ${short(result.perplexity)}`,
           `tokens            ${count(result.targets)} of ${count(chosen.length)} examples`,
         ];
-        if (report.truncated > 0) lines.push(`cut off           ${count(report.truncated)} of all examples, at ${maxLength} tokens`);
-        if (report.dropped > 0) lines.push(`dropped           ${count(report.dropped)} examples without a token to measure`);
+        if (report.truncated > 0)
+          lines.push(`cut off           ${count(report.truncated)} of all examples, at ${maxLength} tokens`);
+        if (report.dropped > 0)
+          lines.push(`dropped           ${count(report.dropped)} examples without a token to measure`);
         if (lost) {
           lines.push(`forgetting loss   ${lost.loss.toFixed(4)} on ${count(lost.tokens)} tokens`);
           lines.push(`forgetting KL     ${short(lost.kl)}`);

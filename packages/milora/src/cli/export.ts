@@ -14,7 +14,11 @@ import type { Verb } from './verb.js';
 
 const table = {
   run: { type: 'text', value: 'DIR', help: 'run folder to take the adapter from', group: 'Files' },
-  checkpoint: { type: 'choice', choices: ['best', 'last'], help: 'which checkpoint of the run (default: best, if there is one)' },
+  checkpoint: {
+    type: 'choice',
+    choices: ['best', 'last'],
+    help: 'which checkpoint of the run (default: best, if there is one)',
+  },
   adapter: { type: 'text', value: 'DIR', help: 'or an adapter folder' },
   out: { type: 'text', value: 'DIR', help: 'adapter folder to write' },
   force: { type: 'flag', help: 'replace an adapter folder that is there' },
@@ -33,9 +37,17 @@ export const exportVerb: Verb<typeof table> = {
     const out = required('out', values.out);
     const { run, adapter, rank } = values;
     if ((run === undefined) === (adapter === undefined)) {
-      throw new MiloraError('usage', `--run, --adapter: expected one of the two, got ${run === undefined ? 'none' : 'both'}`);
+      throw new MiloraError(
+        'usage',
+        `--run, --adapter: expected one of the two, got ${run === undefined ? 'none' : 'both'}`,
+      );
     }
-    await expectOutput(out, values.force, 'adapter_config.json', [run, adapter].filter((path) => path !== undefined));
+    await expectOutput(
+      out,
+      values.force,
+      'adapter_config.json',
+      [run, adapter].filter((path) => path !== undefined),
+    );
     const { step, ...folder } = await source(values);
     const compressed = rank === undefined ? undefined : compressPeft(folder, rank);
     const result: PeftFolder = { ...folder, ...compressed?.adapter };
@@ -47,20 +59,31 @@ export const exportVerb: Verb<typeof table> = {
       io.stdout.write(`${JSON.stringify(record)}\n`);
       return 0;
     }
-    if (compressed) io.stdout.write(`compressed to rank ${written}: relative error ${compressed.error.toExponential(2)}\n`);
-    io.stdout.write(`wrote ${out}: rank ${written}, ${count(numbers)} numbers${step === null ? '' : `, of step ${step}`}\n`);
+    if (compressed)
+      io.stdout.write(`compressed to rank ${written}: relative error ${compressed.error.toExponential(2)}\n`);
+    io.stdout.write(
+      `wrote ${out}: rank ${written}, ${count(numbers)} numbers${step === null ? '' : `, of step ${step}`}\n`,
+    );
     return 0;
   },
 };
 
-async function source({ run, adapter, checkpoint }: Values<typeof table>): Promise<PeftFolder & { step: number | null }> {
+async function source({
+  run,
+  adapter,
+  checkpoint,
+}: Values<typeof table>): Promise<PeftFolder & { step: number | null }> {
   if (adapter !== undefined) return { ...(await readPeftFolder(adapter)), step: null };
   const folder = await RunFolder.open(run!);
   const best = checkpoint === 'last' ? undefined : await folder.load('best');
   if (checkpoint === 'best' && !best) {
-    throw new MiloraError('checkpoint', `${run}: expected a best checkpoint, got none; the run had no validation, so take --checkpoint last`);
+    throw new MiloraError(
+      'checkpoint',
+      `${run}: expected a best checkpoint, got none; the run had no validation, so take --checkpoint last`,
+    );
   }
   const { trainer, start } = best ?? (await folder.last());
-  if (!start) throw new MiloraError('checkpoint', `${run}: expected a run with an adapter, got one that trained a whole model`);
+  if (!start)
+    throw new MiloraError('checkpoint', `${run}: expected a run with an adapter, got one that trained a whole model`);
   return { ...peftOfCheckpoint({ trainer, start }), step: trainer.step };
 }

@@ -20,14 +20,32 @@ import { INTERRUPTED, backendOptions, jsonOption, onBackend } from './verb.js';
 import type { Io, Verb } from './verb.js';
 
 const table = {
-  model: { type: 'text', value: 'PATH', help: 'the model: a Hugging Face folder or a llama2.c .bin file', group: 'Files' },
+  model: {
+    type: 'text',
+    value: 'PATH',
+    help: 'the model: a Hugging Face folder or a llama2.c .bin file',
+    group: 'Files',
+  },
   adapter: { type: 'text', value: 'DIR', help: 'adapter folder on top of it' },
   tokenizer: { type: 'text', value: 'PATH', help: "another tokenizer than the model folder's" },
-  dtype: { type: 'choice', choices: ['f32', 'storage'], default: 'f32', help: 'hold the base in float32, or as it is stored' },
+  dtype: {
+    type: 'choice',
+    choices: ['f32', 'storage'],
+    default: 'f32',
+    help: 'hold the base in float32, or as it is stored',
+  },
   prompt: { type: 'text', value: 'TEXT', help: 'what to go on from; may be empty', group: 'Text' },
-  chat: { type: 'flag', help: "a conversation in the model's chat format: --prompt is its first turn, or type the turns" },
+  chat: {
+    type: 'flag',
+    help: "a conversation in the model's chat format: --prompt is its first turn, or type the turns",
+  },
   'max-new-tokens': { type: 'whole', default: 200, min: 1, help: 'tokens to make at most' },
-  temperature: { type: 'number', min: 0, help: '0 always takes the likeliest token, 1 draws by probability (default 0)', group: 'Choice' },
+  temperature: {
+    type: 'number',
+    min: 0,
+    help: '0 always takes the likeliest token, 1 draws by probability (default 0)',
+    group: 'Choice',
+  },
   'top-k': { type: 'whole', min: 1, help: 'draw from so many of the likeliest tokens' },
   'top-p': { type: 'number', above: 0, max: 1, help: 'draw from the likeliest tokens of this probability together' },
   'repetition-penalty': { type: 'number', above: 0, help: 'above 1 makes tokens that have occurred less likely' },
@@ -120,7 +138,10 @@ async function converse(session: Session, values: Values<typeof table>, sampler:
   const { tokenizer } = session;
   const { chatTemplate } = tokenizer;
   if (chatTemplate === undefined) {
-    throw new MiloraError('no-chat-template', '--chat: expected a model with a chat template, got one without; use --prompt');
+    throw new MiloraError(
+      'no-chat-template',
+      '--chat: expected a model with a chat template, got one without; use --prompt',
+    );
   }
   const messages: ChatMessage[] = [];
   const reply = async (content: string): Promise<void> => {

@@ -47,12 +47,17 @@ function describe(i: Inspection, everyTensor: boolean): string[] {
         row('layers', `${c.numHiddenLayers}, width ${c.hiddenSize}, MLP ${c.intermediateSize}`),
         row('attention', heads),
         row('vocabulary', `${count(c.vocabSize)}${c.tieWordEmbeddings ? ', output tied to the embedding' : ''}`),
-        row('positions', `${count(c.maxPositionEmbeddings)}, rope theta ${c.ropeTheta}${c.ropeScaling ? `, scaling ${c.ropeScaling.type}` : ''}`),
+        row(
+          'positions',
+          `${count(c.maxPositionEmbeddings)}, rope theta ${c.ropeTheta}${c.ropeScaling ? `, scaling ${c.ropeScaling.type}` : ''}`,
+        ),
         row('parameters', count(i.parameters)),
         ...tensorLines(i.tensors, everyTensor),
       ];
       for (const s of i.spectrum ?? []) {
-        lines.push(`${s.module}: largest ${short(s.largest)}, smallest ${short(s.smallest)}, condition ${short(s.condition)}`);
+        lines.push(
+          `${s.module}: largest ${short(s.largest)}, smallest ${short(s.smallest)}, condition ${short(s.condition)}`,
+        );
       }
       return lines;
     }
@@ -60,14 +65,20 @@ function describe(i: Inspection, everyTensor: boolean): string[] {
       const { config: c, provenance: p } = i;
       const lines = [
         row('adapter', i.path),
-        row('as LoRA', `rank ${c.rank}, alpha ${short(c.alpha, 6)}${c.useRslora ? ', rsLoRA' : ''}, dropout ${c.dropout}`),
+        row(
+          'as LoRA',
+          `rank ${c.rank}, alpha ${short(c.alpha, 6)}${c.useRslora ? ', rsLoRA' : ''}, dropout ${c.dropout}`,
+        ),
         row('targets', typeof c.targetModules === 'string' ? c.targetModules : c.targetModules.join(', ')),
         row('base', c.baseModelNameOrPath ?? 'not said'),
         row('parameters', count(i.parameters)),
       ];
       if (p) {
         lines.push(
-          row('method', `${p.method}, trained at rank ${p.adapter.rank}, alpha ${short(p.adapter.alpha, 6)}, ${p.form} form, seed ${p.adapter.seed}`),
+          row(
+            'method',
+            `${p.method}, trained at rank ${p.adapter.rank}, alpha ${short(p.adapter.alpha, 6)}, ${p.form} form, seed ${p.adapter.seed}`,
+          ),
           row('window', windowText(Object.values(p.windows))),
           row('made for', `${p.base.name}, fingerprints of ${p.base.tensors} tensors`),
         );
@@ -100,7 +111,9 @@ function describe(i: Inspection, everyTensor: boolean): string[] {
 function tensorLines(tensors: readonly TensorRow[], every: boolean): string[] {
   const dtypes = [...new Set(tensors.map(({ dtype }) => dtype.toLowerCase()))].join(', ');
   const head = row('tensors', `${tensors.length} (${dtypes})`);
-  return every ? [head, ...tensors.map(({ name, dtype, shape }) => `  ${name}  ${dtype.toLowerCase()} [${shape.join(', ')}]`)] : [head];
+  return every
+    ? [head, ...tensors.map(({ name, dtype, shape }) => `  ${name}  ${dtype.toLowerCase()} [${shape.join(', ')}]`)]
+    : [head];
 }
 
 type Windows = { from: number; to: number } | readonly number[];

@@ -68,14 +68,20 @@ export const merge: Verb<typeof table> = {
 
 /** Says that nothing ties an adapter to this base. */
 export function noteUnverified(io: Io, adapter: string, hasProvenance: boolean): void {
-  if (!hasProvenance) io.stderr.write(`milora: note: ${adapter} has no milora.json, so its base could not be checked\n`);
+  if (!hasProvenance)
+    io.stderr.write(`milora: note: ${adapter} has no milora.json, so its base could not be checked\n`);
 }
 
 /**
  * Refuses an output folder with files in it; with `force` only one that is no output of this command (it lacks `mark`),
  * and one that is an input.
  */
-export async function expectOutput(out: string, force: boolean, mark: string, inputs: readonly string[]): Promise<void> {
+export async function expectOutput(
+  out: string,
+  force: boolean,
+  mark: string,
+  inputs: readonly string[],
+): Promise<void> {
   if (inputs.some((input) => resolve(input) === resolve(out))) {
     throw new MiloraError('output-exists', `${out}: expected another folder than those that are read, got the same`);
   }

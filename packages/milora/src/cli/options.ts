@@ -33,7 +33,9 @@ type ValueOf<S> = S extends { type: 'flag' }
 
 /** Values of a table's options; undefined where there is neither a value nor a default. */
 export type Values<T extends OptionTable> = {
-  [K in keyof T]: T[K] extends { type: 'flag' } | { default: string | number } ? ValueOf<T[K]> : ValueOf<T[K]> | undefined;
+  [K in keyof T]: T[K] extends { type: 'flag' } | { default: string | number }
+    ? ValueOf<T[K]>
+    : ValueOf<T[K]> | undefined;
 };
 
 export interface Parsed<T extends OptionTable> {
@@ -64,7 +66,10 @@ export function parseOptions<T extends OptionTable>(
   mostPositionals: number,
 ): Parsed<T> {
   const options = Object.fromEntries(
-    Object.entries(table).map(([name, { type }]) => [name, { type: type === 'flag' ? ('boolean' as const) : ('string' as const) }]),
+    Object.entries(table).map(([name, { type }]) => [
+      name,
+      { type: type === 'flag' ? ('boolean' as const) : ('string' as const) },
+    ]),
   );
   const { tokens, positionals } = parseArgs({
     args: args.map((arg) => (arg === '-h' ? '--help' : arg)),
@@ -86,13 +91,18 @@ export function parseOptions<T extends OptionTable>(
     given.add(token.name);
   }
   if (positionals.length > mostPositionals && values['help'] !== true) {
-    fail(`${positionals[mostPositionals]!}: expected an option of milora ${verb}, got a bare word; see milora ${verb} --help`);
+    fail(
+      `${positionals[mostPositionals]!}: expected an option of milora ${verb}, got a bare word; see milora ${verb} --help`,
+    );
   }
   return { values: values as Values<T>, given, positionals };
 }
 
 function unknownOption(verb: string, name: string, table: OptionTable): string {
-  const near = nearest(name, Object.keys(table).map((known) => `--${known}`));
+  const near = nearest(
+    name,
+    Object.keys(table).map((known) => `--${known}`),
+  );
   const hint = near === undefined ? `see milora ${verb} --help` : `did you mean ${near}?`;
   return `${name}: expected an option of milora ${verb}, got an unknown one; ${hint}`;
 }
@@ -152,7 +162,9 @@ export function helpText(
   { summary, usage, table, example }: { summary: string; usage: string; table: OptionTable; example: string },
 ): string {
   const lines = [`milora ${verb}: ${summary}.`, '', `usage: milora ${verb} ${usage}`];
-  const heads = Object.entries(table).map(([name, spec]) => [`--${name} ${placeholder(spec)}`.trimEnd(), spec] as const);
+  const heads = Object.entries(table).map(
+    ([name, spec]) => [`--${name} ${placeholder(spec)}`.trimEnd(), spec] as const,
+  );
   const width = Math.min(30, Math.max(...heads.map(([head]) => head.length)));
   for (const [head, spec] of heads) {
     if (spec.group) lines.push('', `${spec.group}:`);

@@ -18,7 +18,13 @@ const table = {
   resume: { type: 'text', value: 'DIR', help: 'go on with the run in this folder, with its settings' },
   ...trainingTable(pretrainDefaults),
   beta2: { type: 'number', default: 0.95, min: 0, below: 1, help: "decay of AdamW's second moment" },
-  std: { type: 'number', default: pretrainDefaults.std, above: 0, help: 'deviation of the random weights', group: 'Model' },
+  std: {
+    type: 'number',
+    default: pretrainDefaults.std,
+    above: 0,
+    help: 'deviation of the random weights',
+    group: 'Model',
+  },
   dtype: { type: 'choice', choices: ['f32', 'bf16', 'f16'], default: 'f32', help: 'element type of the written model' },
   ...backendOptions,
   ...jsonOption,
@@ -30,7 +36,8 @@ export const pretrain: Verb<typeof table> = {
   summary: 'trains a new LLaMA from random weights on packed text',
   usage: '--config FILE --tokenizer PATH --data FILE --out DIR [options]  |  --resume DIR',
   table,
-  example: 'milora pretrain --config config.json --tokenizer models/tiny --data stories.txt --out runs/tiny --steps 2000',
+  example:
+    'milora pretrain --config config.json --tokenizer models/tiny --data stories.txt --out runs/tiny --steps 2000',
   async run({ values, given }: Parsed<typeof table>, io) {
     const hooks: RunHooks = {
       onEvent: values.json ? jsonReporter(io) : textReporter(io, (out) => `milora pretrain --resume ${out}`),

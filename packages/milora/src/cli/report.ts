@@ -55,7 +55,9 @@ export function textReporter(io: Io, resume: (out: string) => string): Reporter 
       case 'start': {
         const share = event.trainable < event.parameters ? ` of ${count(event.parameters)}` : '';
         say(`training ${count(event.trainable)}${share} parameters`);
-        return say(`${event.resumed ? `resuming ${event.out} after step ${event.step}` : `run folder ${event.out}`}, ${event.steps} steps`);
+        return say(
+          `${event.resumed ? `resuming ${event.out} after step ${event.step}` : `run folder ${event.out}`}, ${event.steps} steps`,
+        );
       }
       case 'step': {
         pace.add(event);
@@ -69,7 +71,9 @@ export function textReporter(io: Io, resume: (out: string) => string): Reporter 
         return update(parts.join('  '), event.step === 1 || event.step === event.steps);
       }
       case 'eval':
-        return say(`step ${event.step}: validation loss ${event.loss.toFixed(4)}${event.best && event.step > 0 ? ', the lowest so far' : ''}`);
+        return say(
+          `step ${event.step}: validation loss ${event.loss.toFixed(4)}${event.best && event.step > 0 ? ', the lowest so far' : ''}`,
+        );
       case 'checkpoint':
         return undefined;
       case 'interrupted':
@@ -88,10 +92,14 @@ function dataLines(role: keyof typeof ROLES, report: DataReport, examples: numbe
   if (role === 'valid' && examples < report.examples) return [`${ROLES.valid}: ${count(examples)} examples held out`];
   const lines = [
     `${name} (${report.format}): ${count(examples)} examples` +
-      (examples === report.examples ? `, ${count(report.tokens)} tokens, ${count(report.targets)} of them trained` : ` of ${count(report.examples)}`),
+      (examples === report.examples
+        ? `, ${count(report.tokens)} tokens, ${count(report.targets)} of them trained`
+        : ` of ${count(report.examples)}`),
   ];
-  if (report.truncated > 0) lines.push(`  ${count(report.truncated)} examples were cut off at the longest length (--max-length)`);
-  if (report.dropped > 0) lines.push(`  ${count(report.dropped)} examples were dropped: their prompt alone fills the longest length`);
+  if (report.truncated > 0)
+    lines.push(`  ${count(report.truncated)} examples were cut off at the longest length (--max-length)`);
+  if (report.dropped > 0)
+    lines.push(`  ${count(report.dropped)} examples were dropped: their prompt alone fills the longest length`);
   if (report.ignoredFields.length > 0) lines.push(`  fields not used: ${report.ignoredFields.join(', ')}`);
   return lines;
 }
@@ -106,7 +114,8 @@ export function summaryLines(s: RunSummary): string[] {
     lines.push(`forgetting loss   ${s.forgetting.loss.toFixed(4)} on ${count(s.forgetting.tokens)} tokens`);
     lines.push(`forgetting KL     ${short(s.forgetting.kl)}`);
   }
-  if (s.drift) lines.push(`subspace drift    B ${short(s.drift.left, 3)}, A ${short(s.drift.right, 3)} (largest layer)`);
+  if (s.drift)
+    lines.push(`subspace drift    B ${short(s.drift.left, 3)}, A ${short(s.drift.right, 3)} (largest layer)`);
   lines.push(`parameters        ${count(s.trainable)} trained of ${count(s.parameters)}`);
   lines.push(`time              ${duration(s.seconds)} in ${s.step} steps`);
   lines.push(`result            ${s.result}`);

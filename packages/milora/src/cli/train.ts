@@ -16,12 +16,22 @@ import { INTERRUPTED, backendOptions, jsonOption, onBackend } from './verb.js';
 import type { Verb } from './verb.js';
 
 const table = {
-  model: { type: 'text', value: 'PATH', help: 'the base model: a Hugging Face folder or a llama2.c .bin file', group: 'Files' },
+  model: {
+    type: 'text',
+    value: 'PATH',
+    help: 'the base model: a Hugging Face folder or a llama2.c .bin file',
+    group: 'Files',
+  },
   data: { type: 'text', value: 'FILE', help: 'training data: .jsonl, .json or .txt' },
   out: { type: 'text', value: 'DIR', help: 'run folder to make (default runs/<method>-<time>)' },
   resume: { type: 'text', value: 'DIR', help: 'go on with the run in this folder, with its settings' },
   tokenizer: { type: 'text', value: 'PATH', help: "another tokenizer than the model folder's" },
-  dtype: { type: 'choice', choices: ['f32', 'storage'], default: 'f32', help: 'hold the base in float32, or as it is stored' },
+  dtype: {
+    type: 'choice',
+    choices: ['f32', 'storage'],
+    default: 'f32',
+    help: 'hold the base in float32, or as it is stored',
+  },
   method: {
     type: 'choice',
     choices: Object.keys(methods) as MethodName[],
@@ -29,10 +39,19 @@ const table = {
     help: 'how the adapter starts',
     group: 'Adapter',
   },
-  preset: { type: 'choice', choices: Object.keys(presets) as PresetName[], help: "the MiLoRA paper's settings; options given here win" },
+  preset: {
+    type: 'choice',
+    choices: Object.keys(presets) as PresetName[],
+    help: "the MiLoRA paper's settings; options given here win",
+  },
   rank: { type: 'whole', default: 8, min: 1, help: 'rank of the adapter' },
   alpha: { type: 'number', above: 0, help: 'the product is scaled by alpha / rank (default: the rank)' },
-  targets: { type: 'text', value: 'LIST', default: 'q,k,v,up,down', help: 'layers by name, "all-linear", or a regular expression' },
+  targets: {
+    type: 'text',
+    value: 'LIST',
+    default: 'q,k,v,up,down',
+    help: 'layers by name, "all-linear", or a regular expression',
+  },
   rslora: { type: 'flag', help: 'scale by alpha / √rank' },
   dropout: { type: 'number', default: 0, min: 0, below: 1, help: "share of the adapter's input that is dropped" },
   form: {
@@ -55,7 +74,12 @@ const table = {
   'no-mask-prompt': { type: 'flag', help: 'train on the prompts too' },
   'show-masking': { type: 'flag', help: 'show which tokens of the first examples are trained' },
   forgetting: { type: 'text', value: 'FILE', help: 'text to measure forgetting of the base on', group: 'Measures' },
-  'forgetting-tokens': { type: 'whole', default: finetuneDefaults.forgettingTokens, min: 2, help: 'tokens of it at most' },
+  'forgetting-tokens': {
+    type: 'whole',
+    default: finetuneDefaults.forgettingTokens,
+    min: 2,
+    help: 'tokens of it at most',
+  },
   'no-drift': { type: 'flag', help: 'leave out the subspace drift, which takes the SVDs again' },
   ...backendOptions,
   ...jsonOption,
@@ -75,7 +99,9 @@ export const train: Verb<typeof table> = {
       ...(io.signal && { signal: io.signal }),
       ...(values['show-masking'] && { showMasking: 3 }),
     };
-    return exitCode(values.resume === undefined ? await begin(parsed, hooks) : await goOn(parsed, values.resume, hooks));
+    return exitCode(
+      values.resume === undefined ? await begin(parsed, hooks) : await goOn(parsed, values.resume, hooks),
+    );
   },
 };
 
@@ -126,7 +152,19 @@ export function parseTargets(text: string): string | string[] {
 const timestamp = (): string => new Date().toISOString().slice(0, 19).replaceAll(/[-:]/g, '').replace('T', '-');
 
 /** Options that make sense with --resume: files that have moved, the machine and the output. */
-const RESUMABLE = ['resume', 'model', 'tokenizer', 'data', 'valid', 'forgetting', 'config', 'backend', 'threads', 'json', 'debug'];
+const RESUMABLE = [
+  'resume',
+  'model',
+  'tokenizer',
+  'data',
+  'valid',
+  'forgetting',
+  'config',
+  'backend',
+  'threads',
+  'json',
+  'debug',
+];
 
 export function expectResumable(given: ReadonlySet<string>): void {
   const settled = [...given].filter((name) => !RESUMABLE.includes(name));
@@ -156,4 +194,3 @@ async function goOn({ values, given }: Parsed<typeof table>, dir: string, hooks:
   }
   return onBackend(await resumeBackend(dir, values, given), () => resumeFinetune(dir, moved, hooks));
 }
-

@@ -14,7 +14,12 @@ export function trainingTable(defaults: {
   saveEvery: number;
 }) {
   return {
-    valid: { type: 'text', value: 'FILE', help: 'validation data; without it a share of the training data', group: 'Data' },
+    valid: {
+      type: 'text',
+      value: 'FILE',
+      help: 'validation data; without it a share of the training data',
+      group: 'Data',
+    },
     'valid-fraction': {
       type: 'number',
       default: 0.02,

@@ -141,7 +141,14 @@ export async function readCheckpoint(dir: string): Promise<Checkpoint | undefine
     await file.close();
   }
   const { step, best, position, random, provenance } = state;
-  const trainer = { step, best, position, random, parameters, optimizer: { step: state.optimizerStep, tensors: optimizer } };
+  const trainer = {
+    step,
+    best,
+    position,
+    random,
+    parameters,
+    optimizer: { step: state.optimizerStep, tensors: optimizer },
+  };
   return provenance ? { trainer, start: { provenance, factors } } : { trainer };
 }
 
@@ -150,7 +157,9 @@ async function readState(path: string): Promise<StateJson> {
   try {
     state = JSON.parse(await readFile(path, 'utf8')) as StateJson;
   } catch (cause) {
-    throw new MiloraError('checkpoint', `${path}: expected the state of a run, got ${(cause as Error).message}`, { cause });
+    throw new MiloraError('checkpoint', `${path}: expected the state of a run, got ${(cause as Error).message}`, {
+      cause,
+    });
   }
   if (state.version !== CHECKPOINT_VERSION) {
     throw new MiloraError(

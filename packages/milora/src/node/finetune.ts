@@ -143,7 +143,10 @@ export type MovedFiles = Partial<Pick<FinetuneOptions, 'model' | 'tokenizer' | '
 export async function resumeFinetune(dir: string, moved: MovedFiles = {}, hooks: RunHooks = {}): Promise<RunResult> {
   const folder = await RunFolder.open(dir);
   if (folder.config.kind !== 'finetune') {
-    throw new MiloraError('run-folder', `${dir}: expected a finetuning run, got a ${folder.config.kind} run; use its command`);
+    throw new MiloraError(
+      'run-folder',
+      `${dir}: expected a finetuning run, got a ${folder.config.kind} run; use its command`,
+    );
   }
   const checkpoint = await folder.last();
   const { start } = checkpoint;
@@ -212,7 +215,11 @@ async function runFinetune(
       },
       trainer: () => new Trainer(model, data.batches, trainerOptions(options, data, model, hooks.signal)),
     };
-    const begun = await begin(work, data.fingerprint, { ...options, ...data.resolved, alpha: options.alpha ?? options.rank });
+    const begun = await begin(work, data.fingerprint, {
+      ...options,
+      ...data.resolved,
+      alpha: options.alpha ?? options.rank,
+    });
     const { folder, start } = begun;
     trainer = begun.trainer;
 

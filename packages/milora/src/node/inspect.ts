@@ -34,7 +34,14 @@ export interface SpectrumRow {
 }
 
 export type Inspection =
-  | { kind: 'model'; path: string; config: LlamaConfig; parameters: number; tensors: TensorRow[]; spectrum?: SpectrumRow[] }
+  | {
+      kind: 'model';
+      path: string;
+      config: LlamaConfig;
+      parameters: number;
+      tensors: TensorRow[];
+      spectrum?: SpectrumRow[];
+    }
   | {
       kind: 'adapter';
       path: string;
@@ -52,7 +59,13 @@ export type Inspection =
       checkpoints: Record<string, number>;
       result: string | null;
     }
-  | { kind: 'safetensors'; path: string; metadata: Readonly<Record<string, string>>; parameters: number; tensors: TensorRow[] };
+  | {
+      kind: 'safetensors';
+      path: string;
+      metadata: Readonly<Record<string, string>>;
+      parameters: number;
+      tensors: TensorRow[];
+    };
 
 export interface InspectOptions {
   /** Take the singular values of the targets of a model. */
@@ -89,8 +102,7 @@ async function inspectFile(path: string): Promise<Inspection> {
   }
 }
 
-const rowsOf = (source: TensorSource): TensorRow[] =>
-  source.names().map((name) => ({ name, ...source.info(name)! }));
+const rowsOf = (source: TensorSource): TensorRow[] => source.names().map((name) => ({ name, ...source.info(name)! }));
 
 async function inspectModel(path: string, options: InspectOptions): Promise<Inspection> {
   const file = join(path, 'config.json');

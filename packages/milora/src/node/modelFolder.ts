@@ -1,5 +1,5 @@
 /** Model folders that the commands write: merged models, and what stands beside the weights. */
-import { LlamaForCausalLM } from '@milora/llama';
+import type { LlamaForCausalLM } from '@milora/llama';
 import { loadModel, saveModel } from '@milora/llama/node';
 import { noGrad } from '@milora/autograd';
 import { scope } from '@milora/tensor';
@@ -87,7 +87,10 @@ export async function mergeToFolder(
 /** Logits of a few tokens, spread over the vocabulary. */
 async function probe(model: LlamaForCausalLM, length: number): Promise<Float32Array> {
   const { vocabSize } = model.config;
-  const inputIds = Int32Array.from({ length }, (_, i) => (7 + i * Math.max(1, Math.floor(vocabSize / length))) % vocabSize);
+  const inputIds = Int32Array.from(
+    { length },
+    (_, i) => (7 + i * Math.max(1, Math.floor(vocabSize / length))) % vocabSize,
+  );
   model.eval();
   return scope(async () => {
     const logits = noGrad(() => model.forward({ inputIds, batch: 1, length }).value);

@@ -14,7 +14,15 @@ import type { Checkpoint } from './checkpoint.js';
 import { expectFree, writeFolderAtomic } from './folders.js';
 import { copyTokenizer } from './modelFolder.js';
 import { RunFolder } from './runFolder.js';
-import { expectSameData, measured, prepareData, takeBest, tokenizerFor, trainInto, trainerOptions } from './training.js';
+import {
+  expectSameData,
+  measured,
+  prepareData,
+  takeBest,
+  tokenizerFor,
+  trainInto,
+  trainerOptions,
+} from './training.js';
 import type { RunHooks, RunResult, RunSummary, TrainingOptions } from './training.js';
 
 export interface PretrainOptions extends TrainingOptions {
@@ -70,7 +78,10 @@ export async function resumePretrain(
 ): Promise<RunResult> {
   const folder = await RunFolder.open(dir);
   if (folder.config.kind !== 'pretrain') {
-    throw new MiloraError('run-folder', `${dir}: expected a pretraining run, got a ${folder.config.kind} run; use its command`);
+    throw new MiloraError(
+      'run-folder',
+      `${dir}: expected a pretraining run, got a ${folder.config.kind} run; use its command`,
+    );
   }
   const checkpoint = await folder.last();
   const options = { ...(folder.config.options as unknown as PretrainOptions), ...moved };

@@ -80,7 +80,9 @@ export class RunFolder {
     } catch (cause) {
       const { code, message } = cause as NodeJS.ErrnoException;
       const got = code === 'ENOENT' || code === 'ENOTDIR' ? 'none' : message;
-      throw new MiloraError('run-folder', `${path}: expected the folder of a run with ${CONFIG}, got ${got}`, { cause });
+      throw new MiloraError('run-folder', `${path}: expected the folder of a run with ${CONFIG}, got ${got}`, {
+        cause,
+      });
     }
     if (config.kind !== 'finetune' && config.kind !== 'pretrain') {
       throw new MiloraError('run-folder', `${file}: expected the settings of a run, got another file`);
@@ -145,6 +147,9 @@ export class RunFolder {
   async last(): Promise<Checkpoint> {
     const checkpoint = await this.load('last');
     if (checkpoint) return checkpoint;
-    throw new MiloraError('run-folder', `${this.path}: expected ${CHECKPOINTS}/last to resume from, got none; start anew`);
+    throw new MiloraError(
+      'run-folder',
+      `${this.path}: expected ${CHECKPOINTS}/last to resume from, got none; start anew`,
+    );
   }
 }

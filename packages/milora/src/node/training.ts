@@ -11,7 +11,7 @@ import { describeMasking } from '../dataset.js';
 import type { TokenizedExample } from '../dataset.js';
 import { MiloraError } from '../errors.js';
 import { evaluate } from '../evaluate.js';
-import { Trainer } from '../trainer.js';
+import type { Trainer } from '../trainer.js';
 import type { EvalEvent, StepEvent, TrainOptions } from '../trainer.js';
 import type { Checkpoint } from './checkpoint.js';
 import { pause, withPauses } from './pause.js';
@@ -119,7 +119,10 @@ export async function tokenizerFor(
 ): Promise<Tokenizer> {
   const isFile = model !== null && (await stat(model).catch(() => undefined))?.isFile();
   if (tokenizer === null && (isFile || model === null)) {
-    throw new MiloraError('tokenizer', `${model}: expected a tokenizer with --tokenizer, got none and a model without one`);
+    throw new MiloraError(
+      'tokenizer',
+      `${model}: expected a tokenizer with --tokenizer, got none and a model without one`,
+    );
   }
   const loaded = await loadTokenizer(tokenizer ?? model!);
   expectTokenizer(loaded, config);
