@@ -18,6 +18,7 @@ import { fileURLToPath } from 'node:url';
 import { format } from 'node:util';
 import ts from 'typescript';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { verbs } from '../packages/milora/src/cli/command.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const blocksFolder = join(root, 'test/.blocks');
@@ -76,8 +77,9 @@ describe('code in the documentation', () => {
   });
 
   test('there is some for every package', () => {
+    const all = blocks.map(({ content }) => content).join('\n');
     for (const name of ['@milora/tensor', '@milora/autograd', '@milora/llama', 'milora']) {
-      expect(blocks.some(({ content }) => content.includes(`from '${name}'`))).toBe(true);
+      expect(all).toContain(`from '${name}'`);
     }
   });
 
@@ -109,6 +111,23 @@ describe('code in the documentation', () => {
   });
 });
 
+interface CommandLine {
+  verb: string;
+  options: string[];
+}
+
+/** Every use of the command in code: in a block of shell lines, or between backticks. */
+function commandLines(text: string): CommandLine[] {
+  const shell = fenced(text, 'sh').flatMap((block) => block.replaceAll('\\\n', ' ').split('\n'));
+  const inline = [...text.replace(/^```.*?^```$/gms, '').matchAll(/`([^`\n]+)`/g)].map(([, code]) => code!);
+  return [...shell, ...inline].flatMap((line) => {
+    const found = /^(?:npm run (?:-s )?milora --|npx milora|milora) ([a-z]+)(.*)$/.exec(line.trim());
+    if (!found) return [];
+    const options = [...found[2]!.replace(/"[^"]*"/g, '').matchAll(/ --([\w-]+)/g)].map(([, option]) => option!);
+    return [{ verb: found[1]!, options }];
+  });
+}
+
 /** GitHub's anchor of a heading. */
 const anchor = (heading: string): string =>
   heading
@@ -121,6 +140,14 @@ describe.each(pages)('$path', ({ path, text }) => {
     const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { scripts: object };
     const named = [...text.matchAll(/npm run (?:-s )?([\w:-]+)/g)].map(([, script]) => script!);
     expect(named.filter((script) => !Object.hasOwn(scripts, script))).toEqual([]);
+  });
+
+  test('names verbs and options that the command has', () => {
+    const unknown = commandLines(text).filter(({ verb: name, options }) => {
+      const verb = verbs.find((candidate) => candidate.name === name);
+      return !verb || options.some((option) => !Object.hasOwn(verb.table, option));
+    });
+    expect(unknown).toEqual([]);
   });
 
   test('links to what is there', () => {

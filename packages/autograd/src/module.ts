@@ -86,6 +86,7 @@ export abstract class Module {
 
   /** Puts another module in the place at a dotted path, and returns the one that was there. */
   replaceModule(path: string, next: Module): Module {
+    if (path === '') throw new AutogradError('module', "module: expected the path of a part, got ''");
     const before = this.getModule(path);
     const keys = path.split('.').map(camel);
     const last = keys.pop()!;

@@ -162,19 +162,18 @@ export class Variable {
   }
 
   private propagate(retainGraph: boolean, isRoot: boolean): void {
-    const dy = this.pending;
-    this.pending = undefined;
-    const { node } = this;
+    const { node, pending: dy } = this;
     if (!node) {
-      if (dy) {
-        this.expectWhole();
-        this.accumulate(dy);
-      }
+      if (!dy) return;
+      this.expectWhole();
+      this.pending = undefined;
+      this.accumulate(dy);
       return;
     }
     if (dy) {
       // what the derivative makes on its way is freed at once; what it adds to a parent is kept
       scope(() => node.backward(dy, gradientsOf(node.parents)));
+      this.pending = undefined;
       if (this.retained) this.accumulate(dy);
       else dy.dispose();
     }
@@ -189,15 +188,14 @@ export class Variable {
     if (!this.grad) {
       // `dy` may be the memory of another gradient (that of a sum): a leaf has its own, for updates in place
       this.grad = (dy.shared ? affine(dy, 1) : dy).keep();
-      if (this.grad !== dy) dy.dispose();
     } else if (this.grad.shared) {
       const sum = add(this.grad, dy).keep();
       this.grad.dispose();
       this.grad = sum;
     } else {
       axpy(this.grad, dy);
-      dy.dispose();
     }
+    if (this.grad !== dy) dy.dispose();
   }
 }
 

@@ -29,7 +29,7 @@ export async function loadLlama(
 ): Promise<LlamaForCausalLM> {
   const { dtype = 'f32', backend = getBackend() } = options;
   const expected = new Map<string, readonly number[]>();
-  collectNames(config, expected);
+  collectNames(config, expected, backend);
   const problems: string[] = [];
   for (const [name, shape] of expected) {
     const info = source.info(name);
@@ -45,16 +45,20 @@ export async function loadLlama(
   refuse(source.name, problems);
 
   const tensors = new Map<string, Tensor>();
-  for (const [name, shape] of expected) {
-    const host = await source.read(name);
-    const bad = firstNonFinite(host);
-    if (bad) problems.push(`${name}: ${bad}`);
-    const keep = dtype === 'storage' && shape.length === 2 && (host.dtype === 'bf16' || host.dtype === 'f16');
-    const data = keep ? host : { ...host, dtype: 'f32' as const, data: convertHost(host.data, host.dtype, 'f32') };
-    tensors.set(name, Tensor.fromHost(data, backend).keep());
+  try {
+    for (const [name, shape] of expected) {
+      const host = await source.read(name);
+      const bad = firstNonFinite(host);
+      if (bad) problems.push(`${name}: ${bad}`);
+      const keep = dtype === 'storage' && shape.length === 2 && (host.dtype === 'bf16' || host.dtype === 'f16');
+      const data = keep ? host : { ...host, dtype: 'f32' as const, data: convertHost(host.data, host.dtype, 'f32') };
+      tensors.set(name, Tensor.fromHost(data, backend).keep());
+    }
+    refuse(source.name, problems);
+  } catch (error) {
+    for (const tensor of tensors.values()) tensor.dispose();
+    throw error;
   }
-  if (problems.length > 0) for (const tensor of tensors.values()) tensor.dispose();
-  refuse(source.name, problems);
   const { ropeFrequencyDtype = 'f32' } = options;
   return buildLlama({ ...config, ropeFrequencyDtype }, (name) => tensors.get(name)!);
 }
@@ -68,8 +72,8 @@ function refuse(name: string, problems: readonly string[]): void {
 }
 
 /** Names and shapes of all parameters, by building the model with empty stand-ins. */
-function collectNames(config: LlamaConfig, into: Map<string, readonly number[]>): void {
-  const one = Tensor.fromHost({ dtype: 'f32', shape: [0], data: new Float32Array() });
+function collectNames(config: LlamaConfig, into: Map<string, readonly number[]>, backend: Backend): void {
+  const one = Tensor.fromHost({ dtype: 'f32', shape: [0], data: new Float32Array() }, backend);
   buildLlama(config, (name, shape) => {
     into.set(name, shape);
     return one;

@@ -2,7 +2,7 @@
  * Keys and values of the tokens a model has seen, per layer, in buffers of a fixed capacity that are written in place.
  */
 import { write, zeros } from '@milora/tensor';
-import type { Backend , Tensor} from '@milora/tensor';
+import type { Backend, Tensor } from '@milora/tensor';
 import type { LlamaConfig } from './config.js';
 import { LlamaError } from './errors.js';
 
@@ -39,11 +39,15 @@ export class KVCache {
     this.layers = Array.from({ length: config.numHiddenLayers }, () => new LayerCache(this, buffer(), buffer()));
   }
 
-  /** Counts the tokens that all layers have appended. */
-  advance(tokens: number): void {
+  /** Throws `cache` unless `tokens` more fit. */
+  expectRoom(tokens: number): void {
     if (this.length + tokens > this.capacity) {
       throw new LlamaError('cache', `cache: expected at most ${this.capacity} tokens, got ${this.length + tokens}`);
     }
+  }
+
+  /** Counts the tokens that all layers have appended. */
+  advance(tokens: number): void {
     this.length += tokens;
   }
 

@@ -131,7 +131,8 @@ export class LlamaForCausalLM extends Module {
   gradientCheckpointing = false;
   /** Absent when the output matrix is the embedding itself (tied). */
   lmHead?: Layer;
-  private tables: { cos: Tensor; sin: Tensor; length: number } | undefined;
+  /** Rotary tables, the longest last. Shorter ones stay, as recorded graphs may still need them. */
+  private readonly tables: { cos: Tensor; sin: Tensor; length: number }[] = [];
 
   constructor(
     readonly config: LlamaConfig,
@@ -179,6 +180,7 @@ export class LlamaForCausalLM extends Module {
     const { cache } = options;
     if (cache && gradEnabled()) throw new LlamaError('cache', 'forward: expected noGrad with a cache, got recording');
     this.checkIds(input);
+    cache?.expectRoom(T);
     const ids = intTensor(input.inputIds, [B, T], { backend: this.backend });
     const pass = this.prepare(input, cache);
     let h = this.model.embedTokens.forward(ids); // [B, T, C]
@@ -222,9 +224,10 @@ export class LlamaForCausalLM extends Module {
   /** Frees parameters and rotary tables. */
   override dispose(): void {
     super.dispose();
-    this.tables?.cos.dispose();
-    this.tables?.sin.dispose();
-    this.tables = undefined;
+    for (const { cos, sin } of this.tables.splice(0)) {
+      cos.dispose();
+      sin.dispose();
+    }
   }
 
   /** Rotary tables up to `length` positions, grown by doubling. */
@@ -236,16 +239,15 @@ export class LlamaForCausalLM extends Module {
         `forward: expected at most ${limit} positions (max_position_embeddings), got ${length}`,
       );
     }
-    if (!this.tables || this.tables.length < length) {
-      const rows = Math.min(limit, Math.max(length, 256, (this.tables?.length ?? 0) * 2));
-      const { cos, sin } = ropeTables(this.config, rows);
-      const upload = (data: Float32Array): Tensor =>
-        Tensor.fromHost({ dtype: 'f32', shape: [rows, this.config.headDim / 2], data }, this.backend).keep();
-      this.tables?.cos.dispose();
-      this.tables?.sin.dispose();
-      this.tables = { cos: upload(cos), sin: upload(sin), length: rows };
-    }
-    return this.tables;
+    const longest = this.tables.at(-1);
+    if (longest && longest.length >= length) return longest;
+    const rows = Math.min(limit, Math.max(length, 256, 2 * (longest?.length ?? 0)));
+    const { cos, sin } = ropeTables(this.config, rows);
+    const upload = (data: Float32Array): Tensor =>
+      Tensor.fromHost({ dtype: 'f32', shape: [rows, this.config.headDim / 2], data }, this.backend).keep();
+    const tables = { cos: upload(cos), sin: upload(sin), length: rows };
+    this.tables.push(tables);
+    return tables;
   }
 }
 

@@ -3,7 +3,7 @@ import { MiloraError } from '../errors.js';
 import { evaluate, forgetting } from '../evaluate.js';
 import { withPauses } from '../node/pause.js';
 import { openSession } from '../node/session.js';
-import { loadData, measuringBatches, textBatches } from '../node/textData.js';
+import { loadData, loadText, measuringBatches, textBatches } from '../node/textData.js';
 import { commonOptions, required } from './options.js';
 import type { OptionTable } from './options.js';
 import { backendOptions, count, jsonOption, onBackend, short } from './verb.js';
@@ -60,12 +60,15 @@ export const evalVerb: Verb<typeof table> = {
         const { examples, report } = await loadData(file, session.tokenizer, {
           maxLength,
           maskPrompt: !values['no-mask-prompt'],
+          limit: values.limit,
         });
-        const chosen = examples.slice(0, values.limit);
-        const result = await evaluate(model, withPauses(measuringBatches(chosen, values.batch)));
+        const result = await evaluate(model, withPauses(measuringBatches(examples, values.batch)));
         let lost: Awaited<ReturnType<typeof forgetting>> | undefined;
         if (values.forgetting !== undefined) {
-          const other = await loadData(values.forgetting, session.tokenizer, { maxLength, maskPrompt: false });
+          const other = await loadText(values.forgetting, session.tokenizer, {
+            maxLength,
+            tokens: values['forgetting-tokens'],
+          });
           const text = textBatches(other.examples, values['forgetting-tokens'], model.config.vocabSize);
           lost = await forgetting(model, adapter!, withPauses(text.batches()));
         }
@@ -74,7 +77,7 @@ export const evalVerb: Verb<typeof table> = {
           const all = {
             type: 'eval',
             ...result,
-            examples: chosen.length,
+            examples: examples.length,
             truncated,
             dropped,
             forgetting: lost ?? null,
@@ -85,10 +88,10 @@ export const evalVerb: Verb<typeof table> = {
         const lines = [
           `loss              ${result.loss.toFixed(4)}`,
           `perplexity        ${short(result.perplexity)}`,
-          `tokens            ${count(result.targets)} of ${count(chosen.length)} examples`,
+          `tokens            ${count(result.targets)} of ${count(examples.length)} examples`,
         ];
         if (report.truncated > 0)
-          lines.push(`cut off           ${count(report.truncated)} of all examples, at ${maxLength} tokens`);
+          lines.push(`cut off           ${count(report.truncated)} examples, at ${maxLength} tokens`);
         if (report.dropped > 0)
           lines.push(`dropped           ${count(report.dropped)} examples without a token to measure`);
         if (lost) {

@@ -111,10 +111,10 @@ async function begin({ values, given }: Parsed<typeof table>, hooks: RunHooks): 
   const model = required('model', values.model, 'it is the base model to finetune');
   const data = required('data', values.data, 'it is the file with the examples');
   const options: FinetuneOptions = {
-    ...finetuneDefaults,
-    ...trainingOf(values),
     model,
     data,
+    ...finetuneDefaults,
+    ...trainingOf(values),
     tokenizer: values.tokenizer ?? null,
     dtype: values.dtype,
     method: values.method,

@@ -48,7 +48,11 @@ export function trainingTable(defaults: {
     clip: { type: 'number', default: defaults.clip, min: 0, help: 'largest norm of the gradients; 0 for no clipping' },
     'weight-decay': { type: 'number', default: defaults.weightDecay, min: 0, help: 'decoupled weight decay' },
     seed: { type: 'whole', default: 0, min: 0, help: 'seed of everything random' },
-    'eval-every': { type: 'whole', min: 1, help: 'steps between validations (default: a tenth of the run)' },
+    'eval-every': {
+      type: 'whole',
+      min: 1,
+      help: 'steps between validations (default: a tenth of the run, at least 10)',
+    },
     'save-every': { type: 'whole', default: defaults.saveEvery, min: 1, help: 'steps between checkpoints' },
   } as const satisfies OptionTable;
 }

@@ -21,7 +21,7 @@ import type { AdapterStart, Checkpoint } from './checkpoint.js';
 import { expectFree, writeFolderAtomic } from './folders.js';
 import { withPauses, pause } from './pause.js';
 import { RunFolder } from './runFolder.js';
-import { loadData, textBatches } from './textData.js';
+import { loadText, textBatches } from './textData.js';
 import {
   expectSameData,
   measured,
@@ -192,7 +192,7 @@ async function runFinetune(
     const data = await prepareData(options, model.config, tokenizer, options.maskPrompt, hooks);
     const { maxLength } = data.resolved;
     const other = options.forgetting
-      ? await loadData(options.forgetting, tokenizer, { maxLength, maskPrompt: false })
+      ? await loadText(options.forgetting, tokenizer, { maxLength, tokens: options.forgettingTokens })
       : undefined;
     if (other) {
       const { report } = other;

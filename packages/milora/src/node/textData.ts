@@ -5,7 +5,7 @@ import { Philox, fingerprint } from '@milora/tensor';
 import { BatchIterator } from '../batches.js';
 import type { Batch } from '../batches.js';
 import { tokenizeInPieces } from '../chunks.js';
-import type { DatasetFormat, TokenizedExample } from '../dataset.js';
+import type { DatasetFormat, Example, TokenizedExample } from '../dataset.js';
 import { MiloraError } from '../errors.js';
 import { readDataset } from './data.js';
 
@@ -13,6 +13,10 @@ export interface LoadDataOptions {
   maxLength: number;
   /** Train on completions only. */
   maskPrompt: boolean;
+  /** Examples of the file to use, from the beginning. Default all. */
+  limit?: number | undefined;
+  /** Characters to use, in whole examples. Default all. */
+  characters?: number;
 }
 
 /** What became of a data file. */
@@ -38,7 +42,8 @@ export interface LoadedData {
 
 /** Reads and tokenises a data file. Throws as `readDataset` and `tokenizeDataset`. */
 export async function loadData(file: string, tokenizer: Tokenizer, options: LoadDataOptions): Promise<LoadedData> {
-  const dataset = await readDataset(file);
+  const whole = await readDataset(file);
+  const dataset = { ...whole, examples: beginning(whole.examples, options) };
   const { examples, truncated, dropped, tokens, targets } = tokenizeInPieces(dataset, tokenizer, options);
   const { format, ignoredFields } = dataset;
   const report = {
@@ -52,6 +57,26 @@ export async function loadData(file: string, tokenizer: Tokenizer, options: Load
     ignoredFields,
   };
   return { examples, report };
+}
+
+function beginning(
+  examples: readonly Example[],
+  { limit = Infinity, characters = Infinity }: LoadDataOptions,
+): readonly Example[] {
+  let [taken, count] = [0, 0];
+  while (count < Math.min(limit, examples.length) && taken < characters)
+    taken += JSON.stringify(examples[count++]).length;
+  return examples.slice(0, count);
+}
+
+/** Text for forgetting: enough of the file for so many tokens, even where a token is 16 characters. */
+export async function loadText(
+  file: string,
+  tokenizer: Tokenizer,
+  options: { maxLength: number; tokens: number },
+): Promise<LoadedData> {
+  const { maxLength, tokens } = options;
+  return loadData(file, tokenizer, { maxLength, maskPrompt: false, characters: 16 * tokens });
 }
 
 /** A tokenizer for the model, or an error that says why it is none. */

@@ -49,7 +49,7 @@ export interface TrainingOptions {
   batch: number;
   /** Batches per optimiser step. */
   accumulate: number;
-  /** Steps between validations; null: a tenth of the run. */
+  /** Steps between validations; null: a tenth of the run, at least 10. */
   evalEvery: number | null;
   /** Steps between checkpoints. */
   saveEvery: number;
@@ -188,7 +188,7 @@ export async function prepareData(
       maxLength,
       steps,
       warmup: warmup < 1 ? Math.round(warmup * steps) : warmup,
-      evalEvery: options.evalEvery ?? Math.ceil(steps / 10),
+      evalEvery: options.evalEvery ?? Math.max(10, Math.ceil(steps / 10)),
     },
     fingerprint: await fingerprintData(train),
   };
