@@ -52,6 +52,7 @@ export default tseslint.config(
       '**/binary.ts',
       'runs/**',
       '.ensure/**',
+      'test/.blocks-*/**',
     ],
   },
   ...tseslint.configs.strict,

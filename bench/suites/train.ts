@@ -1,5 +1,5 @@
 /**
- * One finetuning step (forward, backward, clipping, AdamW) of each method on random weights and one fixed batch of random
+ * One finetuning step (forward, backward, AdamW) of each method on random weights and one fixed batch of random
  * tokens, as in PyTorch + PEFT's peers: tokens per second, and peak bytes of tensors.
  */
 import { AdamW } from '@milora/autograd';

@@ -13,6 +13,7 @@ import { decompose, residualOf } from './inits.js';
 import type { AdapterInit, Init } from './inits.js';
 import { scaling } from './peftConfig.js';
 import { expandTargetAliases, patternValue, selectTargets } from './targets.js';
+import { checkRank } from './window.js';
 import type { Window } from './window.js';
 
 /** The paper's targets: q, k, v, up and down. */
@@ -57,6 +58,7 @@ export function resolveAdapterConfig(config: AdapterConfig): ResolvedAdapterConf
     ...config,
     targetModules: expandTargetAliases(config.targetModules ?? PAPER_TARGETS),
   };
+  checkRank(Infinity, resolved.rank);
   if (!(resolved.alpha > 0 && Number.isFinite(resolved.alpha))) {
     throw new MiloraError('alpha', `alpha: expected a positive number, got ${resolved.alpha}`);
   }
@@ -158,13 +160,13 @@ export async function inject(
       options.signal?.throwIfAborted();
       layers.set(path, await makeLayer(path, linears.get(path)!, init, resolved, random.split(i)));
     }
+    await options.onProgress?.({ done: targets.length, total: targets.length, module: '' });
   } catch (error) {
     for (const layer of layers.values()) layer.dispose();
     throw error;
   }
   model.requiresGrad(false);
   for (const [path, layer] of layers) model.replaceModule(path, layer);
-  await options.onProgress?.({ done: targets.length, total: targets.length, module: '' });
   return new Adapter(model, resolved, layers);
 }
 

@@ -7,8 +7,10 @@
  *
  * so any PEFT loads it on the published model. Methods that start from B·A = 0 export as they are.
  */
-import type { HostTensor } from '@milora/tensor';
 import type { Module } from '@milora/autograd';
+import { firstNonFinite } from '@milora/llama';
+import { convertHost } from '@milora/tensor';
+import type { HostTensor } from '@milora/tensor';
 import { inject, linearLayers } from './adapter.js';
 import type { Adapter, ResolvedAdapterConfig } from './adapter.js';
 import { MiloraError } from './errors.js';
@@ -97,7 +99,9 @@ export function peftFromFactors(
 }
 
 /**
- * Puts a PEFT adapter on `model`, as a plain LoRA. All missing, unknown and misshapen tensors are named at once.
+ * Puts a PEFT adapter on `model`, as a plain LoRA. All tensors that are missing, unknown, misshapen or not finite are named
+ * at once.
+ *
  * @throws MiloraError `peft-tensors`; `wrong-base` when the adapter belongs to a changed base (PEFT's PiSSA and the like)
  */
 export async function importPeft(model: Module, { config, tensors }: PeftAdapter): Promise<Adapter> {
@@ -133,11 +137,16 @@ export function peftFactors(model: Module, { config, tensors }: PeftAdapter): Ma
       const key = keyOf(path, factor);
       known.add(key);
       const tensor = tensors.get(key);
-      if (!tensor) problems.push(`${key}: missing`);
-      else if (String(tensor.shape) !== String(shape)) {
+      if (!tensor) {
+        problems.push(`${key}: missing`);
+        return new Float32Array();
+      }
+      if (String(tensor.shape) !== String(shape)) {
         problems.push(`${key}: expected shape [${shape.join(', ')}], got [${tensor.shape.join(', ')}]`);
       }
-      return (tensor?.data ?? new Float32Array()) as Float32Array;
+      const bad = firstNonFinite(tensor);
+      if (bad) problems.push(`${key}: ${bad}`);
+      return convertHost(tensor.data, tensor.dtype, 'f32');
     };
     factors.set(path, { a: take('A', [rank, inner]), b: take('B', [out, rank]) });
   }

@@ -193,6 +193,24 @@ describe('a finetuning run', () => {
     expect(await traces(out)).toEqual(whole);
   });
 
+  it.each(['random', 'position', 'optimizerStep'])('would not without its %s', async (field) => {
+    const out = fixture.at(`without ${field}`);
+    await expect(
+      finetune(
+        options,
+        out,
+        killAt((e) => e.type === 'step' && e.step === 4),
+      ),
+    ).rejects.toThrow(Killed);
+    const path = join(out, 'checkpoints', 'last', 'state.json');
+    const state = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
+    const reset = { random: {}, position: { epoch: 0, index: 0 }, optimizerStep: 0 }[field];
+    await writeFile(path, JSON.stringify({ ...state, [field]: reset }));
+    await resumeFinetune(out);
+    const { last } = (await traces(out)) as { last: string };
+    expect(last).not.toBe((whole as { last: string }).last);
+  });
+
   it('refuses to go on with another base, other data or another tokenizer', async () => {
     const out = fixture.at('changed');
     await expect(

@@ -20,7 +20,7 @@ function unary4(op: i32, x: v128): v128 {
   }
 }
 
-/** Slots: 0 y, 1 x, 2 n, 3 op (order of UNARY in the host's kernels.ts). */
+/** Slots: 0 y, 1 x, 2 n, 3 op (order of UNARY in the host's backends/wasm/index.ts). */
 export function unary(begin: i32, end: i32): void {
   const y = ptr(0), x = ptr(1), op = int(3);
   const n = min(int(2), end * BLOCK);

@@ -1,6 +1,6 @@
 /**
  * Entry of the module: the table of jobs, the fork and join, and the loop of a worker.
- * The numbers here are those of JOBS in the host's kernels.ts.
+ * The numbers here are those of JOBS in the host's backends/wasm/index.ts.
  */
 import * as attentionJobs from './attention';
 import { EPOCH, JOB, MAY_WAIT, PENDING, READY, SLEEPERS, SPINS, TASKS, setThread, thread } from './control';

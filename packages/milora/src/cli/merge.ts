@@ -1,9 +1,9 @@
 /** `milora merge`: an adapter merged into its base, as a model folder. */
 import { loadModel } from '@milora/llama/node';
 import { stat } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { MiloraError } from '../errors.js';
-import { loadPeftFolder } from '../node/adapterFolder.js';
+import { PROVENANCE_FILE, loadPeftFolder } from '../node/adapterFolder.js';
 import { exists, expectFree } from '../node/folders.js';
 import { mergeToFolder } from '../node/modelFolder.js';
 import { commonOptions, required } from './options.js';
@@ -37,7 +37,7 @@ export const merge: Verb<typeof table> = {
       const model = await loadModel(path);
       try {
         const adapter = await loadPeftFolder(adapterDir, model);
-        noteUnverified(io, adapterDir, await exists(`${adapterDir}/milora.json`));
+        noteUnverified(io, adapterDir, await exists(join(adapterDir, PROVENANCE_FILE)));
         const isFolder = (await stat(path)).isDirectory();
         const report = await mergeToFolder(model, adapter, out, {
           dtype: values.dtype,
@@ -69,7 +69,7 @@ export const merge: Verb<typeof table> = {
 /** Says that nothing ties an adapter to this base. */
 export function noteUnverified(io: Io, adapter: string, hasProvenance: boolean): void {
   if (!hasProvenance)
-    io.stderr.write(`milora: note: ${adapter} has no milora.json, so its base could not be checked\n`);
+    io.stderr.write(`milora: note: ${adapter} has no ${PROVENANCE_FILE}, so its base could not be checked\n`);
 }
 
 /**
@@ -86,5 +86,5 @@ export async function expectOutput(
     throw new MiloraError('output-exists', `${out}: expected another folder than those that are read, got the same`);
   }
   if (!force) return expectFree(out, 'give another folder with --out, or replace this one with --force');
-  if (!(await exists(`${out}/${mark}`))) await expectFree(out, `it has no ${mark}, so --force does not replace it`);
+  if (!(await exists(join(out, mark)))) await expectFree(out, `it has no ${mark}, so --force does not replace it`);
 }
