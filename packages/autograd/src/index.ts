@@ -1,6 +1,6 @@
 /** `@milora/autograd`: reverse-mode differentiation, modules and optimisers on `@milora/tensor`. */
 export { AutogradError } from './errors.js';
-export { Variable, checkpoint, gradEnabled, noGrad, record } from './variable.js';
+export { Variable, checkpoint, drawOnce, gradEnabled, noGrad, record } from './variable.js';
 export type { Gradients } from './variable.js';
 export * from './ops.js';
 export { Module } from './module.js';

@@ -5,10 +5,9 @@
  * Shape letters: N rows, C columns, V vocabulary, B batch, T query tokens, S key tokens, H and G query and key/value heads, D head size.
  */
 import * as t from '@milora/tensor';
-import { Tensor, intTensor } from '@milora/tensor';
-import type { Philox } from '@milora/tensor';
+import { Philox, Tensor, intTensor } from '@milora/tensor';
 import { AutogradError } from './errors.js';
-import { gradEnabled, record } from './variable.js';
+import { drawOnce, gradEnabled, record } from './variable.js';
 import type { Gradients, Variable } from './variable.js';
 
 /** Runs `fn` and frees the tensors it makes but for the one returned. */
@@ -94,7 +93,13 @@ export function swiglu(gate: Variable, up: Variable): Variable {
 export function dropout(x: Variable, p: number, random: Philox): Variable {
   if (!(p >= 0 && p < 1)) throw new AutogradError('dropout', `dropout: expected a probability in [0, 1), got ${p}`);
   if (p === 0) return x;
-  const keep = random.uniformArray(x.value.size);
+  // the generator moves on once, however often a checkpointed function runs
+  let isFirst = false;
+  const start = drawOnce(() => {
+    isFirst = true;
+    return random.state();
+  });
+  const keep = (isFirst ? random : Philox.fromState(start)).uniformArray(x.value.size);
   const factor = 1 / (1 - p);
   for (let i = 0; i < keep.length; i++) keep[i] = keep[i]! < p ? 0 : factor;
   const mask = Tensor.fromHost({ dtype: 'f32', shape: x.shape, data: keep }, x.value.backend);

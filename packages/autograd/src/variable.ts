@@ -261,15 +261,55 @@ export function record(
   return variable;
 }
 
+/** What a checkpointed function has drawn, for its second run. */
+class Tape {
+  private readonly values: unknown[] = [];
+  /** The next value to hand out again; undefined in the first run. */
+  private next: number | undefined;
+
+  constructor(private readonly outer: Tape | undefined) {}
+
+  rewind(): this {
+    this.next = 0;
+    return this;
+  }
+
+  take<T>(draw: () => T): T {
+    if (this.next !== undefined) return this.values[this.next++] as T;
+    const value = this.outer ? this.outer.take(draw) : draw();
+    this.values.push(value);
+    return value;
+  }
+}
+
+let tape: Tape | undefined;
+
+function withTape<T>(next: Tape, fn: () => T): T {
+  const before = tape;
+  tape = next;
+  try {
+    return fn();
+  } finally {
+    tape = before;
+  }
+}
+
+/** What `draw` gives; when a checkpointed function runs again, what it gave the first time. For randomness and the like. */
+export function drawOnce<T>(draw: () => T): T {
+  return tape ? tape.take(draw) : draw();
+}
+
 /**
  * Activation checkpointing (Chen et al. 2016): keeps nothing of what happens inside `fn` but its result, and runs it again
- * during `backward`. `fn` must be deterministic. Leaves that it uses besides its inputs receive their gradients too.
+ * during `backward`. `fn` must be deterministic but for what it draws by `drawOnce`, as `dropout` does. Leaves that it uses
+ * besides its inputs receive their gradients too.
  */
 export function checkpoint(fn: (...inputs: Variable[]) => Variable, ...inputs: Variable[]): Variable {
   if (!enabled) return fn(...inputs);
   let needsGrad = false;
+  const drawn = new Tape(tape);
   const value = scope(() => {
-    const first = fn(...inputs);
+    const first = withTape(drawn, () => fn(...inputs));
     needsGrad = first.requiresGrad;
     return first.value;
   });
@@ -277,7 +317,7 @@ export function checkpoint(fn: (...inputs: Variable[]) => Variable, ...inputs: V
   if (!needsGrad) return result;
   const backward = (dy: Tensor, to: Gradients): void => {
     const copies = inputs.map((x) => new Variable(x.value.reshape(...x.shape), { requiresGrad: x.requiresGrad }));
-    scope(() => withGrad(true, () => fn(...copies)).backward({ gradient: dy }));
+    scope(() => withGrad(true, () => withTape(drawn.rewind(), () => fn(...copies))).backward({ gradient: dy }));
     copies.forEach((copy, i) => {
       if (copy.grad) to.add(i, copy.grad);
       copy.value.dispose();

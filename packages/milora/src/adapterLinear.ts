@@ -8,7 +8,7 @@
  * Rounding W_res to 16 bits would destroy the split (docs/milora.md), so a 16-bit base takes the offset form.
  * A₀, B₀ are the factors at the start. With them the layer turns itself off (y = W x), exports to any base, and back.
  */
-import type { Linear} from '@milora/autograd';
+import type { Linear } from '@milora/autograd';
 import { Module, Variable, add, affine, asRows, dropout, linear, record } from '@milora/autograd';
 import * as t from '@milora/tensor';
 import type { Philox, Tensor } from '@milora/tensor';

@@ -27,18 +27,27 @@ export type Batches = Iterable<Batch> | AsyncIterable<Batch>;
 
 /** Loss over all batches, weighted by their target tokens. */
 export async function evaluate(model: LlamaForCausalLM, batches: Batches): Promise<Evaluation> {
-  const training = model.training;
-  model.eval();
   let [total, targets] = [0, 0];
-  for await (const batch of batches) {
-    const count = countTargets(nextTargets(batch.labels, batch.batch, batch.length));
-    const loss = await scope(() => noGrad(() => model.loss(batch, batch.labels, { normalizer: 1 })).item());
-    total += loss;
-    targets += count;
-  }
-  model.train(training);
+  await withoutDropout(model, async () => {
+    for await (const batch of batches) {
+      const count = countTargets(nextTargets(batch.labels, batch.batch, batch.length));
+      total += await scope(() => noGrad(() => model.loss(batch, batch.labels, { normalizer: 1 })).item());
+      targets += count;
+    }
+  });
   const loss = total / Math.max(1, targets);
   return { loss, perplexity: Math.exp(loss), targets };
+}
+
+/** Runs `fn` in evaluation mode and puts the mode back, also after an error. */
+async function withoutDropout(model: LlamaForCausalLM, fn: () => Promise<void>): Promise<void> {
+  const { training } = model;
+  model.eval();
+  try {
+    await fn();
+  } finally {
+    model.train(training);
+  }
 }
 
 export interface Forgetting {
@@ -51,11 +60,7 @@ export interface Forgetting {
 }
 
 /** Forgetting of `model` with its adapter, against itself with the adapter off. */
-export async function forgetting(
-  model: LlamaForCausalLM,
-  adapter: Adapter,
-  batches: Batches,
-): Promise<Forgetting> {
+export async function forgetting(model: LlamaForCausalLM, adapter: Adapter, batches: Batches): Promise<Forgetting> {
   return forgettingAgainst(model, batches, (run) => adapter.disabled(run));
 }
 
@@ -65,28 +70,27 @@ export async function forgettingAgainst(
   batches: Batches,
   asBase: <T>(run: () => Promise<T>) => Promise<T>,
 ): Promise<Forgetting> {
-  const training = model.training;
-  model.eval();
   let [cross, divergence, tokens] = [0, 0, 0];
-  for await (const batch of batches) {
-    // every real token but the last of its window predicts a next one
-    const counts = Float32Array.from({ length: batch.inputIds.length }, (_, i) => (hasNext(batch, i) ? 1 : 0));
-    const [ce, kl] = await scope(async () => {
-      const logProbabilities = (): Tensor => noGrad(() => logSoftmax(model.forward(batch).value));
-      const base = await asBase(() => Promise.resolve(logProbabilities()));
-      const tuned = logProbabilities();
-      const p = exp(base);
-      const weigh = async (rows: Tensor): Promise<number> => {
-        const perToken = (await sum(rows, { axis: -1 }).data()) as Float32Array;
-        return perToken.reduce((total, x, i) => total + x * counts[i]!, 0);
-      };
-      return [-(await weigh(mul(p, tuned))), await weigh(mul(p, sub(base, tuned)))] as const;
-    });
-    cross += ce;
-    divergence += kl;
-    tokens += counts.reduce((a, b) => a + b, 0);
-  }
-  model.train(training);
+  await withoutDropout(model, async () => {
+    for await (const batch of batches) {
+      // every real token but the last of its window predicts a next one
+      const counts = Float32Array.from({ length: batch.inputIds.length }, (_, i) => (hasNext(batch, i) ? 1 : 0));
+      const [ce, kl] = await scope(async () => {
+        const logProbabilities = (): Tensor => noGrad(() => logSoftmax(model.forward(batch).value));
+        const base = await asBase(() => Promise.resolve(logProbabilities()));
+        const tuned = logProbabilities();
+        const p = exp(base);
+        const weigh = async (rows: Tensor): Promise<number> => {
+          const perToken = (await sum(rows, { axis: -1 }).data()) as Float32Array;
+          return perToken.reduce((total, x, i) => total + x * counts[i]!, 0);
+        };
+        return [-(await weigh(mul(p, tuned))), await weigh(mul(p, sub(base, tuned)))] as const;
+      });
+      cross += ce;
+      divergence += kl;
+      tokens += counts.reduce((a, b) => a + b, 0);
+    }
+  });
   return { loss: cross / Math.max(1, tokens), kl: divergence / Math.max(1, tokens), tokens };
 }
 

@@ -120,11 +120,15 @@ export class Trainer {
     const { steps, validate, signal } = this.options;
     if (validate && this.step === 0) yield await this.validation(validate);
     this.model.train();
-    while (this.step < steps && !signal?.aborted) {
-      yield await this.trainStep();
-      if (validate && this.validationDue) yield await this.validation(validate);
+    try {
+      while (this.step < steps && !signal?.aborted) {
+        yield await this.trainStep();
+        if (validate && this.validationDue) yield await this.validation(validate);
+      }
+    } finally {
+      // also when the listener leaves the loop
+      this.model.eval();
     }
-    this.model.eval();
     yield { type: 'end', step: this.step, finished: this.step >= steps };
   }
 

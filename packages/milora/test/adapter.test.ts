@@ -414,6 +414,22 @@ describe('gradients of adapterLinear', () => {
   });
 });
 
+describe('gradient checkpointing', () => {
+  it('gives the same steps with dropout, whose elements are dropped alike in both runs of a layer', async () => {
+    const run = async (checkpointing: boolean): Promise<[number[], Map<string, Float64Array>]> => {
+      const model = await modelFor({});
+      const adapter = await inject(model, miloraInit, { rank: 3, dropout: 0.4, seed: 5 });
+      model.gradientCheckpointing = checkpointing;
+      model.train();
+      const losses = await trainSteps(model, 4);
+      const weights = await parametersOf(model);
+      adapter.unload();
+      return [losses, weights];
+    };
+    expect(await run(true)).toEqual(await run(false));
+  });
+});
+
 describe('subspaceDrift', () => {
   it('is 0 at the start and grows with training', async () => {
     for (const init of [miloraInit, pissaInit]) {

@@ -100,7 +100,7 @@ const cases = fc
     spectrum: fc.constantFrom(...Object.keys(spectra)),
     magnitude: fc.constantFrom(1, 1e-6, 1e6),
     share: fc.double({ min: 0, max: 1, noNaN: true }),
-    alpha: fc.constantFrom(0.5, 1, 3, 16, 64),
+    alpha: fc.constantFrom<number>(0.5, 1, 3, 16, 64),
     useRslora: fc.boolean(),
     seed: fc.nat(),
   })

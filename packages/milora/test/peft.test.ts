@@ -127,7 +127,7 @@ describe.each(settings)('%s', (_, init, config, bf16 = false) => {
 describe('export', () => {
   it('is exact for any rank, alpha, scaling and form', async () => {
     const config = fc.record({
-      rank: fc.integer({ min: 1, max: 6 }),
+      rank: fc.integer({ min: 1, max: 12 }), // above 6 the export's rank exceeds that of the smallest weight, which is 12
       alpha: fc.integer({ min: 1, max: 12 }),
       useRslora: fc.boolean(),
       form: fc.constantFrom('residual' as const, 'offset' as const),
