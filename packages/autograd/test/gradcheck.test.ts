@@ -476,6 +476,20 @@ describe('checkpoint', () => {
     );
   });
 
+  test('drops the same elements when it runs again, and draws only once', () => {
+    scope(() => {
+      const x = new Values(6).any([40]);
+      const run = (wrap: (fn: (x: Variable) => Variable, x: Variable) => Variable) => {
+        const random = new Philox(6);
+        const result = gradients([x], (x) => ops.sum(ops.square(wrap((v) => ops.dropout(v, 0.5, random), x))));
+        return { ...result, state: random.state() };
+      };
+      expect(run((fn, x) => checkpoint(fn, x))).toEqual(run((fn, x) => fn(x)));
+      // also when checkpoints nest
+      expect(run((fn, x) => checkpoint((y) => checkpoint(fn, y), x))).toEqual(run((fn, x) => fn(x)));
+    });
+  });
+
   test('with several inputs, one of them used outside too', async () => {
     await scope(async () => {
       const values = new Values(7);

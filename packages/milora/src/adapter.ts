@@ -9,7 +9,7 @@ import type { DType, HostTensor, Matrix } from '@milora/tensor';
 import { AdapterLinear } from './adapterLinear.js';
 import type { AdapterForm, Factors } from './adapterLinear.js';
 import { MiloraError } from './errors.js';
-import { decompose, residualOf } from './inits.js';
+import { decompose } from './inits.js';
 import type { AdapterInit, Init } from './inits.js';
 import { scaling } from './peftConfig.js';
 import { expandTargetAliases, patternValue, selectTargets } from './targets.js';
@@ -189,7 +189,7 @@ async function makeLayer(
 }
 
 function formOf(start: AdapterInit, config: ResolvedAdapterConfig, dtype: DType): AdapterForm {
-  if (!start.splitsWeight) return 'plain';
+  if (!start.residual) return 'plain';
   if (config.form !== 'auto') return config.form;
   return dtype === 'f32' ? 'residual' : 'offset';
 }
@@ -208,8 +208,7 @@ function adapterLayer(
   const upload = (shape: readonly number[], data: Float32Array): Tensor =>
     Tensor.fromHost({ dtype: 'f32', shape, data }, backend).keep();
   const factors = (): Factors => ({ a: upload([rank, inner], start.a), b: upload([out, rank], start.b) });
-  const frozen =
-    form === 'residual' ? upload(weight.shape, residualOf(weight, start.a, start.b, s)) : base.weight.value;
+  const frozen = form === 'residual' ? upload(weight.shape, start.residual!) : base.weight.value;
   return new AdapterLinear({
     base,
     form,

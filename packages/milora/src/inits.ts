@@ -31,8 +31,8 @@ export interface AdapterInit {
   a: Float32Array;
   /** B `[out, r]`. */
   b: Float32Array;
-  /** Whether s·B·A is part of W, so that the frozen weight is W − s·B·A. */
-  splitsWeight: boolean;
+  /** W − s·B·A `[out, in]`, the frozen weight, when s·B·A was taken out of W; undefined when W stays as it is. */
+  residual: Float32Array | undefined;
   /** Which factors are trained. */
   trains: { a: boolean; b: boolean };
   /** The triplets taken, for methods that take some. */
@@ -88,7 +88,7 @@ export function windowInit(choose: WindowChoice): Init {
     const svd = decompose(weight, options.module);
     const factor = (index: number): number => Math.sqrt(svd.s[index]! / s);
     const [a, b] = [rows(svd, window, factor), columns(svd, window, factor)];
-    return { a, b, splitsWeight: true, trains: both, window };
+    return { a, b, residual: residualOf(weight, a, b, s), trains: both, window };
   };
 }
 
@@ -111,7 +111,7 @@ export const loraInit: Init = (weight, options) => {
   const [out, inner] = weight.shape as [number, number];
   const bound = 1 / Math.sqrt(inner);
   const a = options.random.uniformArray(options.rank * inner, -bound, bound);
-  return { a, b: new Float32Array(out * options.rank), splitsWeight: false, trains: both };
+  return { a, b: new Float32Array(out * options.rank), residual: undefined, trains: both };
 };
 
 /** MiCA: B = the minor left vectors, frozen; A = 0, trained; the weight untouched. */
@@ -120,7 +120,7 @@ export const micaInit: Init = (weight, options) => {
   const window = minor(k, options.rank, site);
   const b = columns(decompose(weight, options.module), window, () => 1);
   const a = new Float32Array(options.rank * weight.shape[1]!);
-  return { a, b, splitsWeight: false, trains: { a: true, b: false }, window };
+  return { a, b, residual: undefined, trains: { a: true, b: false }, window };
 };
 
 /** Factors made elsewhere: A `[r, in]`, B `[out, r]`, and the window they came from, if known. */
@@ -132,12 +132,16 @@ export interface GivenFactors {
   trains?: { a: boolean; b: boolean };
 }
 
-/** An init from factors made elsewhere, by module path: a PEFT folder or a checkpoint. Shapes are the caller's care. */
+/**
+ * An init from factors made elsewhere, by module path: a PEFT folder or a checkpoint. `split` takes s·B·A out of the weight.
+ * Shapes are the caller's care.
+ */
 export function factorsInit(factors: ReadonlyMap<string, GivenFactors>, split: boolean): Init {
-  return (_, { module }) => {
+  return (weight, { module, rank, alpha, useRslora }) => {
     const found = factors.get(module);
     if (!found) throw new MiloraError('factors', `${module}: expected factors A and B, got none`);
-    return { ...found, splitsWeight: split, trains: found.trains ?? both };
+    const residual = split ? residualOf(weight, found.a, found.b, scaling(rank, alpha, useRslora)) : undefined;
+    return { ...found, residual, trains: found.trains ?? both };
   };
 }
 

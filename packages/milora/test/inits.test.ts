@@ -138,7 +138,7 @@ function start(given: Case, init: Init): Started {
   const result = init(weight.weight, optionsOf(given));
   const rank = result.a.length / inner;
   const [a, b] = [matrix(rank, inner, result.a), matrix(out, rank, result.b)];
-  const residual = matrix(out, inner, residualOf(weight.weight, result.a, result.b, given.s));
+  const residual = matrix(out, inner, result.residual ?? residualOf(weight.weight, result.a, result.b, given.s));
   const bound = rounding(rank) * norm(weight.w);
   return { ...weight, init: result, a, b, product: scaled(times(b, a), given.s), residual, bound };
 }
@@ -174,7 +174,7 @@ describe.each(windowMethods)('%s', (name, method, window) => {
 
   it('takes the window it is named after', () => {
     holds(({ init, k }, { rank }) => {
-      expect(init.splitsWeight).toBe(true);
+      expect(init.residual).toBeDefined();
       expect(init.trains).toEqual({ a: true, b: true });
       expect(init.window).toHaveLength(rank);
       if (window) expect(init.window).toEqual(window(k, rank));
@@ -306,7 +306,7 @@ describe('lora', () => {
     fc.assert(
       fc.property(cases, (given) => {
         const { init, a, residual, w } = start(given, loraInit);
-        expect(init).toMatchObject({ splitsWeight: false, trains: { a: true, b: true } });
+        expect(init).toMatchObject({ residual: undefined, trains: { a: true, b: true } });
         expect(init.window).toBeUndefined();
         expect(init.b).toEqual(new Float32Array(given.shape[0] * given.rank));
         expect(a.rows).toBe(given.rank);
@@ -345,7 +345,7 @@ describe('mica', () => {
       fc.property(cases, (given) => {
         const { init, b, w, s, k, residual } = start(given, micaInit);
         expect(init).toMatchObject({
-          splitsWeight: false,
+          residual: undefined,
           trains: { a: true, b: false },
           window: minor(k, given.rank),
         });
