@@ -98,8 +98,10 @@ export class WasmRuntime {
   ensureScratch(bytes: number): void {
     if (bytes <= this.scratchBytes) return;
     const each = Allocator.rounded(bytes);
+    // the new block first: if there is no room for it, the kernels still have the old one
+    const at = this.allocator.alloc(each * this.threads);
     if (this.scratchAt !== undefined) this.allocator.free(this.scratchAt);
-    this.scratchAt = this.allocator.alloc(each * this.threads);
+    this.scratchAt = at;
     this.scratchBytes = each;
     this.i32[SCRATCH >> 2] = this.scratchAt;
     this.i32[SCRATCH_BYTES >> 2] = each;
@@ -126,9 +128,11 @@ export class WasmRuntime {
     while (Atomics.load(this.i32, READY >> 2) < this.workers.length) await new Promise((done) => setTimeout(done, 1));
   }
 
-  /** Ends the workers. The runtime must not be used afterwards. */
+  /** Ends the workers. What runs afterwards runs on the calling thread. */
   async close(): Promise<void> {
-    await Promise.all(this.workers.map((worker) => worker.terminate()));
+    const ended = this.workers.map((worker) => worker.terminate());
+    Atomics.store(this.i32, READY >> 2, 0);
+    await Promise.all(ended);
   }
 
   private grow(end: number): number | undefined {
