@@ -174,6 +174,9 @@ describe('threads', () => {
       expect(count()).toBeLessThanOrEqual(during - 3);
     }
     await expect(backend.close()).resolves.toBeUndefined();
+    // what comes later runs on the caller, and does not wait for the dead
+    const y = backend.affine(backend.fill(100_000, 2), 100_000, 3, 1);
+    expect(backend.readSync(y, 'f32', 100_000).every((v) => v === 7)).toBe(true);
   });
 });
 

@@ -54,6 +54,7 @@ export class WasmRuntime {
   readonly allocator: Allocator;
   private readonly exports: Exports;
   private readonly workers: { terminate(): unknown }[] = [];
+  private closed = false;
   private scratchBytes = 0;
   private scratchAt: number | undefined;
   private readonly argInts: Int32Array;
@@ -119,7 +120,7 @@ export class WasmRuntime {
   /** Runs a job whose arguments are set. Small work stays on the calling thread: `grain` tasks are worth a thread. */
   run(job: number, tasks: number, grain: number): void {
     if (tasks <= 0) return;
-    const threads = tasks < 2 * grain ? 1 : this.threads;
+    const threads = this.closed || tasks < 2 * grain ? 1 : this.threads;
     this.exports.run(job, tasks, threads);
   }
 
@@ -130,9 +131,8 @@ export class WasmRuntime {
 
   /** Ends the workers. What runs afterwards runs on the calling thread. */
   async close(): Promise<void> {
-    const ended = this.workers.map((worker) => worker.terminate());
-    Atomics.store(this.i32, READY >> 2, 0);
-    await Promise.all(ended);
+    this.closed = true;
+    await Promise.all(this.workers.map((worker) => worker.terminate()));
   }
 
   private grow(end: number): number | undefined {
