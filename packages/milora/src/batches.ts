@@ -18,7 +18,7 @@
  * every epoch has the same number of batches, which schedules need.
  */
 import { Philox } from '@milora/tensor';
-import { IGNORE, type TokenizedExample } from './dataset.js';
+import { IGNORE, type TokenizedExample } from './tokenize.js';
 import { MiloraError } from './errors.js';
 
 /** One batch: B rows of T tokens. */

@@ -4,8 +4,9 @@
  * token but a document's first is predicted exactly once.
  */
 import type { Tokenizer } from '@milora/llama';
-import { IGNORE, countTargets, tokenizeDataset } from './dataset.js';
-import type { Dataset, TokenizeOptions, TokenizedDataset, TokenizedExample } from './dataset.js';
+import { IGNORE, countTargets, tokenizeDataset } from './tokenize.js';
+import type { Dataset } from './dataset.js';
+import type { TokenizeOptions, TokenizedDataset, TokenizedExample } from './tokenize.js';
 
 /** Pieces of at most `maxLength` tokens; pieces without a trained token are left out. */
 export function chunkExample({ ids, labels, truncated }: TokenizedExample, maxLength: number): TokenizedExample[] {

@@ -11,7 +11,7 @@ import { exp, logSoftmax, mul, scope, sub, sum } from '@milora/tensor';
 import type { Tensor } from '@milora/tensor';
 import type { Adapter } from './adapter.js';
 import type { Batch } from './batches.js';
-import { countTargets } from './dataset.js';
+import { countTargets } from './tokenize.js';
 
 export interface Evaluation {
   /** Mean cross-entropy per target token, in nats. */

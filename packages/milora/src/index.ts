@@ -13,6 +13,7 @@ export * from './compress.js';
 export * from './provenance.js';
 export * from './presets.js';
 export * from './dataset.js';
+export * from './tokenize.js';
 export * from './chunks.js';
 export * from './batches.js';
 export * from './trainer.js';

@@ -13,7 +13,7 @@ import { Philox, scope } from '@milora/tensor';
 import type { HostTensor, PhiloxState, Tensor } from '@milora/tensor';
 import { AdapterLinear } from './adapterLinear.js';
 import type { Batch, BatchIterator, BatchPosition } from './batches.js';
-import { countTargets } from './dataset.js';
+import { countTargets } from './tokenize.js';
 import { MiloraError } from './errors.js';
 
 export interface TrainOptions {

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { type Batch, BatchIterator, type BatchOptions } from '../src/batches.js';
-import { IGNORE, type TokenizedExample } from '../src/dataset.js';
+import { IGNORE, type TokenizedExample } from '../src/tokenize.js';
 
 /** Example i of length n: tokens 1000 i + 1 … 1000 i + n, so that a token names its example and place. */
 const exampleOf = (i: number, n: number, masked: number): TokenizedExample => {

@@ -6,15 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import {
-  describeMasking,
-  type Example,
-  IGNORE,
-  parseDataset,
-  renderPrompt,
-  tokenizeDataset,
-  tokenizeExample,
-} from '../src/dataset.js';
+import { type Example, parseDataset, renderPrompt } from '../src/dataset.js';
+import { describeMasking, IGNORE, tokenizeDataset, tokenizeExample } from '../src/tokenize.js';
 import { readDataset } from '../src/node/data.js';
 
 /** One token for each character, its code point, with the marks `<s>` and `</s>` as single tokens. */

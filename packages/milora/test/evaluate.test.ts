@@ -6,7 +6,7 @@ import { inject } from '../src/adapter.js';
 import type { Adapter, AdapterConfig } from '../src/adapter.js';
 import { BatchIterator } from '../src/batches.js';
 import type { Batch, BatchOptions } from '../src/batches.js';
-import type { TokenizedExample } from '../src/dataset.js';
+import type { TokenizedExample } from '../src/tokenize.js';
 import { complete, evaluate, forgetting, forgettingAgainst } from '../src/evaluate.js';
 import { loraInit, micaInit, miloraInit, pissaInit } from '../src/inits.js';
 import type { Init } from '../src/inits.js';

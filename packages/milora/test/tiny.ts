@@ -5,7 +5,7 @@ import type { LlamaConfig, LlamaForCausalLM, LlamaInput } from '@milora/llama';
 import { Philox, getBackend, scope } from '@milora/tensor';
 import type { Backend, HostTensor, TensorSource } from '@milora/tensor';
 import { configOf, randomModel } from '../../llama/test/models.js';
-import type { TokenizedExample } from '../src/dataset.js';
+import type { TokenizedExample } from '../src/tokenize.js';
 
 export { configOf, distance, logitsOf, parametersOf, randomModel, referenceLoss } from '../../llama/test/models.js';
 

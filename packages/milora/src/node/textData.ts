@@ -5,7 +5,8 @@ import { Philox, fingerprint } from '@milora/tensor';
 import { BatchIterator } from '../batches.js';
 import type { Batch } from '../batches.js';
 import { tokenizeInPieces } from '../chunks.js';
-import type { DatasetFormat, Example, TokenizedExample } from '../dataset.js';
+import type { DatasetFormat, Example } from '../dataset.js';
+import type { TokenizedExample } from '../tokenize.js';
 import { MiloraError } from '../errors.js';
 import { readDataset } from './data.js';
 
