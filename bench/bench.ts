@@ -40,6 +40,7 @@ async function main(): Promise<void> {
   }
 }
 
+process.stdout.on('error', () => process.exit(0)); // the reader of a pipe may leave early
 main().catch((error: unknown) => {
   console.error((error as Error).message);
   process.exitCode = 1;

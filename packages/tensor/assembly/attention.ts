@@ -9,7 +9,7 @@
  */
 import { float, int, ptr, scratch } from './control';
 import { product, productScratch } from './gemm';
-import { exp4, log1, madd, max4, sum4 } from './simd';
+import { expClamped4, log1, madd, max4, sum4 } from './simd';
 
 /** Smallest start of the windows of `count` queries from `ranges`; `count` = 0 gives S. */
 function lowest(ranges: usize, count: i32, keys: i32): i32 {
@@ -39,14 +39,14 @@ function exponentials(row: usize, n: i32, from: i32, to: i32, shift: f32): f32 {
   let j = from;
   for (; j + 4 <= to; j += 4) {
     const p = row + (<usize>j << 2);
-    const e = exp4(f32x4.sub(v128.load(p), sh));
+    const e = expClamped4(f32x4.sub(v128.load(p), sh));
     v128.store(p, e);
     acc = f32x4.add(acc, e);
   }
   let sum = sum4(acc);
   for (; j < to; j++) {
     const p = row + (<usize>j << 2);
-    const e = f32x4.extract_lane(exp4(f32x4.splat(load<f32>(p) - shift)), 0);
+    const e = f32x4.extract_lane(expClamped4(f32x4.splat(load<f32>(p) - shift)), 0);
     store<f32>(p, e);
     sum += e;
   }
@@ -57,7 +57,7 @@ function largest(row: usize, from: i32, to: i32): f32 {
   let best: f32 = -f32.MAX_VALUE * 2;
   let j = from;
   let v = f32x4.splat(best);
-  for (; j + 4 <= to; j += 4) v = f32x4.max(v, v128.load(row + (<usize>j << 2)));
+  for (; j + 4 <= to; j += 4) v = f32x4.pmax(v, v128.load(row + (<usize>j << 2)));
   best = max4(v);
   for (; j < to; j++) best = max(best, load<f32>(row + (<usize>j << 2)));
   return best;
@@ -66,10 +66,11 @@ function largest(row: usize, from: i32, to: i32): f32 {
 /** Tasks: batch × heads × blocks of queries. */
 export function attention(begin: i32, end: i32): void {
   const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11), block = int(13);
-  const scale = float(12);
+  const factor = float(12);
   const blocks = (T + block - 1) / block;
   const work = scratch();
-  const scores = work + productScratch();
+  const inverses = work + productScratch();
+  const scores = inverses + (<usize>block << 2);
   const qs = <isize>(H * D), ks = <isize>(G * D);
   for (let task = begin; task < end; task++) {
     const b = task / (H * blocks);
@@ -83,7 +84,7 @@ export function attention(begin: i32, end: i32): void {
     const out = ptr(4) + (<usize>((b * T + t0) * H * D + h * D) << 2);
     const lse = ptr(5) + (<usize>((b * H + h) * T + t0) << 2);
     const at = <usize>((b * S + s0) * G * D + (h / (H / G)) * D) << 2;
-    product(count, n, D, q, qs, 1, ptr(1) + at, 1, ks, 0, scores, n, scale, false, work);
+    product(count, n, D, q, qs, 1, ptr(1) + at, 1, ks, 0, scores, n, factor, false, work);
     for (let i = 0; i < count; i++) {
       const row = scores + (<usize>(i * n) << 2);
       const from = load<i32>(windows + (<usize>i << 3)) - s0;
@@ -91,18 +92,26 @@ export function attention(begin: i32, end: i32): void {
       if (to <= from) {
         memory.fill(row, 0, <usize>n << 2);
         store<f32>(lse + (<usize>i << 2), -f32.MAX_VALUE * 2);
+        store<f32>(inverses + (<usize>i << 2), 0);
         continue;
       }
       const top = largest(row, from, to);
       const sum = exponentials(row, n, from, to, top);
       store<f32>(lse + (<usize>i << 2), top + log1(sum));
-      const inv = f32x4.splat(1 / sum);
-      let j = from & ~3;
-      for (; j + 4 <= n; j += 4) v128.store(row + (<usize>j << 2), f32x4.mul(v128.load(row + (<usize>j << 2)), inv));
-      for (; j < n; j++) store<f32>(row + (<usize>j << 2), load<f32>(row + (<usize>j << 2)) / sum);
+      store<f32>(inverses + (<usize>i << 2), 1 / sum);
     }
     product(count, D, n, scores, n, 1, ptr(2) + at, ks, 1, 0, out, qs, 1, false, work);
+    // the softmax's denominator is applied to the D sums instead of the n probabilities
+    for (let i = 0; i < count; i++) scale(out + ((<isize>i * qs) << 2), D, load<f32>(inverses + (<usize>i << 2)));
   }
+}
+
+/** row[0 … n − 1] times a factor. */
+function scale(row: usize, n: i32, factor: f32): void {
+  const f = f32x4.splat(factor);
+  let j = 0;
+  for (; j + 4 <= n; j += 4) v128.store(row + (<usize>j << 2), f32x4.mul(v128.load(row + (<usize>j << 2)), f));
+  for (; j < n; j++) store<f32>(row + (<usize>j << 2), load<f32>(row + (<usize>j << 2)) * factor);
 }
 
 /** Tasks: batch × key/value heads, so that each task owns its part of dk and dv. */

@@ -1,13 +1,13 @@
 /** Kernels over the rows of a matrix [R, C]: one task is one row, unless said otherwise. */
 import { float, int, ptr } from './control';
-import { exp4, loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
+import { expClamped4, loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
 
 function rowMax(x: usize, n: i32): f32 {
   let v = f32x4.splat(LOWEST);
   let i = 0;
-  for (; i + 4 <= n; i += 4) v = f32x4.max(v, v128.load(x + (<usize>i << 2)));
+  for (; i + 4 <= n; i += 4) v = f32x4.pmax(v, v128.load(x + (<usize>i << 2)));
   let best = max4(v);
   for (; i < n; i++) best = max(best, load<f32>(x + (<usize>i << 2)));
   return best;
@@ -20,8 +20,8 @@ function rowExp(y: usize, x: usize, n: i32, shift: f32): f32 {
   let i = 0;
   for (; i + 8 <= n; i += 8) {
     const o = <usize>i << 2;
-    const e = exp4(f32x4.sub(v128.load(x + o), sh));
-    const f = exp4(f32x4.sub(v128.load(x + o, 16), sh));
+    const e = expClamped4(f32x4.sub(v128.load(x + o), sh));
+    const f = expClamped4(f32x4.sub(v128.load(x + o, 16), sh));
     acc = f32x4.add(acc, e);
     acc2 = f32x4.add(acc2, f);
     if (y) {
@@ -32,7 +32,7 @@ function rowExp(y: usize, x: usize, n: i32, shift: f32): f32 {
   let sum = sum4(f32x4.add(acc, acc2));
   for (; i < n; i++) {
     const o = <usize>i << 2;
-    const e = f32x4.extract_lane(exp4(f32x4.splat(load<f32>(x + o) - shift)), 0);
+    const e = f32x4.extract_lane(expClamped4(f32x4.splat(load<f32>(x + o) - shift)), 0);
     sum += e;
     if (y) store<f32>(y + o, e);
   }
@@ -100,7 +100,7 @@ export function logSoftmaxGrad(begin: i32, end: i32): void {
       const at = o + (<usize>i << 2), rest = n - i;
       const y = rest >= 4 ? v128.load(ptr(2) + at) : loadTail(ptr(2) + at, rest);
       const dy = rest >= 4 ? v128.load(ptr(1) + at) : loadTail(ptr(1) + at, rest);
-      const dx = f32x4.sub(dy, f32x4.mul(exp4(y), t));
+      const dx = f32x4.sub(dy, f32x4.mul(expClamped4(y), t));
       if (rest >= 4) v128.store(ptr(0) + at, dx);
       else storeTail(ptr(0) + at, dx, rest);
     }
@@ -225,11 +225,11 @@ export function crossEntropyGrad(begin: i32, end: i32): void {
     let i = 0;
     for (; i + 4 <= n; i += 4) {
       const at = <usize>i << 2;
-      v128.store(dx + at, f32x4.mul(exp4(f32x4.sub(v128.load(x + at), lse)), scale));
+      v128.store(dx + at, f32x4.mul(expClamped4(f32x4.sub(v128.load(x + at), lse)), scale));
     }
     if (i < n) {
       const at = <usize>i << 2;
-      storeTail(dx + at, f32x4.mul(exp4(f32x4.sub(loadTail(x + at, n - i), lse)), scale), n - i);
+      storeTail(dx + at, f32x4.mul(expClamped4(f32x4.sub(loadTail(x + at, n - i), lse)), scale), n - i);
     }
     const hit = dx + (<usize>label << 2);
     store<f32>(hit, load<f32>(hit) - d);

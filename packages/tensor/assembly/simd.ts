@@ -21,14 +21,18 @@ export function max4(v: v128): f32 {
 }
 
 /**
- * e^x with a relative error near 1e-7: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a polynomial for e^r, and 2^n by its exponent bits
- * (Cody & Waite reduction; the coefficients are those of Cephes expf). Overflow gives Infinity, underflow 0, NaN stays.
+ * e^x with a relative error near 1e-7, for arguments from −87 to 88; others are taken as the nearer end, NaN stays.
+ *
+ * x = n·ln 2 + r with |r| ≤ ln 2 / 2 (Cody & Waite reduction), a polynomial for e^r with the coefficients of Cephes expf, and
+ * 2^n added to the exponent bits. Adding 1.5·2²³ rounds to an integer and leaves it in the low bits, which spares the
+ * conversions; pmin and pmax are one instruction where min and max are seven.
  */
 // @ts-ignore: decorator
 @inline
-export function exp4(x: v128): v128 {
-  const xc = f32x4.max(f32x4.min(x, f32x4.splat(88.72283)), f32x4.splat(-87.33654));
-  const n = f32x4.nearest(f32x4.mul(xc, f32x4.splat(1.44269504)));
+export function expClamped4(x: v128): v128 {
+  const xc = f32x4.pmin(f32x4.pmax(x, f32x4.splat(-87)), f32x4.splat(88));
+  const shifted = madd(xc, f32x4.splat(1.44269504), f32x4.splat(12582912));
+  const n = f32x4.sub(shifted, f32x4.splat(12582912));
   let r = madd(n, f32x4.splat(-0.693359375), xc);
   r = madd(n, f32x4.splat(2.12194440e-4), r);
   let p = f32x4.splat(1.9875691500e-4);
@@ -38,15 +42,18 @@ export function exp4(x: v128): v128 {
   p = madd(p, r, f32x4.splat(1.6666665459e-1));
   p = madd(p, r, f32x4.splat(5.0000001201e-1));
   p = madd(p, f32x4.mul(r, r), f32x4.add(r, f32x4.splat(1)));
-  // 2^n in two halves, so that n = 128 does not overflow the exponent before the product does
-  const i = i32x4.trunc_sat_f32x4_s(n);
-  const half = i32x4.shr_s(i, 1);
-  const one = i32x4.splat(127);
-  const scale1 = i32x4.shl(i32x4.add(half, one), 23);
-  const scale2 = i32x4.shl(i32x4.add(i32x4.sub(i, half), one), 23);
-  const y = f32x4.mul(f32x4.mul(p, scale1), scale2);
+  return i32x4.add(p, i32x4.shl(shifted, 23));
+}
+
+/** e^x: overflow gives Infinity, underflow 0. */
+// @ts-ignore: decorator
+@inline
+export function exp4(x: v128): v128 {
   const over = f32x4.gt(x, f32x4.splat(88.72283));
-  const under = f32x4.lt(x, f32x4.splat(-87.33654));
+  const under = f32x4.lt(x, f32x4.splat(-87));
+  // between 88 and the overflow: e^88 · e^(x − 88)
+  const high = f32x4.pmax(f32x4.sub(x, f32x4.splat(88)), f32x4.splat(0));
+  const y = f32x4.mul(expClamped4(x), expClamped4(high));
   return v128.andnot(v128.bitselect(f32x4.splat(f32.MAX_VALUE * 2), y, over), under);
 }
 
@@ -55,7 +62,7 @@ export function exp4(x: v128): v128 {
 @inline
 export function sigmoid4(x: v128): v128 {
   const one = f32x4.splat(1);
-  return f32x4.div(one, f32x4.add(one, exp4(f32x4.neg(x))));
+  return f32x4.div(one, f32x4.add(one, expClamped4(f32x4.neg(x))));
 }
 
 /** The first `count` (1–3) lanes at `p`, the rest zero. */

@@ -498,7 +498,7 @@ export class WasmBackend implements Backend {
     rowsOfScores: number,
   ): WasmRuntime {
     const { batch, queries, keys, heads, kvHeads, headDim } = spec;
-    this.runtime.ensureScratch(this.runtime.productScratch + rowsOfScores * QUERY_BLOCK * keys * 4 + 64);
+    this.runtime.ensureScratch(this.runtime.productScratch + QUERY_BLOCK * (rowsOfScores * keys + 1) * 4);
     const call = this.args(this.at(q), this.at(k), this.at(v), this.at(ranges), this.at(out), this.at(lse));
     [batch, queries, keys, heads, kvHeads, headDim].forEach((size, i) => call.int(6 + i, size));
     call.float(12, spec.scale);
