@@ -10,9 +10,9 @@ import { madd, sum4 } from './simd';
 
 export const MR: i32 = 6;
 export const NR: i32 = 8;
-const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 96 KiB, in the level-2 cache
-const KC: i32 = 256; // depth of a block: a panel of B is KC·NR·4 = 8 KiB, in the level-1 cache
-const NC: i32 = 1024; // columns of B packed at once: 1 MiB
+const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 144 KiB, in the level-2 cache
+const KC: i32 = 384; // largest depth of a block: a panel of B is KC·NR·4 = 12 KiB, in the level-1 cache
+const NC: i32 = 1024; // columns of B packed at once: 1.5 MiB
 
 /** Scratch bytes that `product` uses: one packed block of A, one of B, one tile. */
 export function productScratch(): usize {
@@ -41,7 +41,7 @@ function loadAs(p: usize, index: isize, type: i32): f32 {
 }
 
 /** Packs `rows` × `depth` of A into panels [rows / 6][depth][6], zero-filled. */
-function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, depth: i32): void {
+export function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, depth: i32): void {
   for (let i = 0; i < rows; i += MR) {
     const live = min(MR, rows - i);
     const from = a + ((<isize>i * rs) << 2);
@@ -95,7 +95,7 @@ function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, depth: i32)
 }
 
 /** Packs `depth` × `columns` of B into panels [columns / 8][depth][8], zero-filled, converted to f32. */
-function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32): void {
+export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32): void {
   for (let j = 0; j < columns; j += NR) {
     const live = min(NR, columns - j);
     if (type == F32 && live == NR && cs == 1) {
@@ -173,9 +173,9 @@ function load4(p: usize, type: i32): v128 {
 /**
  * One 6 × 8 tile of C. Row k of the panels, 6 values of A and 8 of B, lies at a + k·stepA and b + k·stepB: packed, or in a
  * matrix whose rows run that way. Nothing but stores may follow the loop: with any arithmetic on the sums V8 keeps them in
- * memory through the loop, at half the speed.
+ * memory through the loop, at half the speed. For the same reason the variants are written out.
  */
-function tile(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+export function tile(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
   let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
   for (let k = 0; k < depth; k++) {
@@ -204,8 +204,40 @@ function tile(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usi
   v128.store(c, c50); v128.store(c, c51, 16);
 }
 
-/** The same tile with rows of A in place that run along k: row r starts at a + r·lda·4. A tenth slower, but nothing to pack. */
-function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+/** The same, added to what C holds: for short depths. */
+export function tileAdd(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+  const q1 = c + (ldc << 2), q2 = q1 + (ldc << 2), q3 = q2 + (ldc << 2), q4 = q3 + (ldc << 2), q5 = q4 + (ldc << 2);
+  let c00 = v128.load(c), c01 = v128.load(c, 16), c10 = v128.load(q1), c11 = v128.load(q1, 16);
+  let c20 = v128.load(q2), c21 = v128.load(q2, 16), c30 = v128.load(q3), c31 = v128.load(q3, 16);
+  let c40 = v128.load(q4), c41 = v128.load(q4, 16), c50 = v128.load(q5), c51 = v128.load(q5, 16);
+  for (let k = 0; k < depth; k++) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load32_splat(a);
+    c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
+    x = v128.load32_splat(a, 4);
+    c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
+    x = v128.load32_splat(a, 8);
+    c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
+    x = v128.load32_splat(a, 12);
+    c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
+    x = v128.load32_splat(a, 16);
+    c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
+    x = v128.load32_splat(a, 20);
+    c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
+    a += stepA;
+    b += stepB;
+  }
+  const step = ldc << 2;
+  v128.store(c, c00); v128.store(c, c01, 16); c += step;
+  v128.store(c, c10); v128.store(c, c11, 16); c += step;
+  v128.store(c, c20); v128.store(c, c21, 16); c += step;
+  v128.store(c, c30); v128.store(c, c31, 16); c += step;
+  v128.store(c, c40); v128.store(c, c41, 16); c += step;
+  v128.store(c, c50); v128.store(c, c51, 16);
+}
+
+/** The tile with rows of A in place that run along k: row r starts at a + r·lda·4. A tenth slower, but nothing to pack. */
+export function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: usize, ldc: isize): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
   let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
   const a1 = a + (lda << 2), a2 = a1 + (lda << 2), a3 = a2 + (lda << 2), a4 = a3 + (lda << 2), a5 = a4 + (lda << 2);
@@ -234,21 +266,16 @@ function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: u
   v128.store(c, c50); v128.store(c, c51, 16);
 }
 
-/** C[high, wide] = alpha · tile (+ C), from a tile in scratch. */
-function combine(c: usize, ldc: isize, from: usize, high: i32, wide: i32, alpha: f32, add: bool): void {
-  const scale = f32x4.splat(alpha);
+/** C[high, wide] = the tile in scratch, added to C when `add`. */
+function combine(c: usize, ldc: isize, from: usize, high: i32, wide: i32, add: bool): void {
   for (let r = 0; r < high; r++) {
     if (wide == NR) {
-      let lo = f32x4.mul(scale, v128.load(from)), hi = f32x4.mul(scale, v128.load(from, 16));
-      if (add) {
-        lo = f32x4.add(v128.load(c), lo);
-        hi = f32x4.add(v128.load(c, 16), hi);
-      }
-      v128.store(c, lo);
-      v128.store(c, hi, 16);
+      const lo = v128.load(from), hi = v128.load(from, 16);
+      v128.store(c, add ? f32x4.add(v128.load(c), lo) : lo);
+      v128.store(c, add ? f32x4.add(v128.load(c, 16), hi) : hi, 16);
     } else {
       for (let q: usize = 0; q < <usize>wide << 2; q += 4) {
-        const x = alpha * load<f32>(from + q);
+        const x = load<f32>(from + q);
         store<f32>(c + q, add ? load<f32>(c + q) + x : x);
       }
     }
@@ -257,8 +284,14 @@ function combine(c: usize, ldc: isize, from: usize, high: i32, wide: i32, alpha:
   }
 }
 
+/** p ← p · factor for `count` floats, rounded up to whole vectors. */
+export function scaleBlock(p: usize, count: i32, factor: f32): void {
+  const f = f32x4.splat(factor);
+  for (const end = p + (<usize>count << 2); p < end; p += 16) v128.store(p, f32x4.mul(v128.load(p), f));
+}
+
 /** C[m, n] (row stride ldc) = alpha · A · B, added to C when `accumulate`. One thread; `work` has `productScratch()` bytes. */
-export function product(
+function product(
   m: i32, n: i32, k: i32,
   a: usize, ars: isize, acs: isize,
   b: usize, brs: isize, bcs: isize, type: i32,
@@ -269,15 +302,16 @@ export function product(
   const packedB = packedA + (<usize>(MC * KC) << 2);
   const edge = packedB + (<usize>(KC * NC) << 2);
   const shift: usize = type == F32 ? 2 : 1;
-  const plain = alpha == 1;
-  if (k == 0 && !accumulate) {
-    for (let i = 0; i < m; i++) memory.fill(c + ((<isize>i * ldc) << 2), 0, <usize>n << 2);
+  if (k == 0) {
+    if (!accumulate) for (let i = 0; i < m; i++) memory.fill(c + ((<isize>i * ldc) << 2), 0, <usize>n << 2);
     return;
   }
+  const blocks = (k + KC - 1) / KC;
+  const depth = (k + blocks - 1) / blocks; // blocks of equal depth
   for (let j0 = 0; j0 < n; j0 += NC) {
     const nc = min(NC, n - j0);
-    for (let k0 = 0; k0 < k; k0 += KC) {
-      const kc = min(KC, k - k0);
+    for (let k0 = 0; k0 < k; k0 += depth) {
+      const kc = min(depth, k - k0);
       const add = accumulate || k0 > 0;
       const blockB = b + ((<isize>k0 * brs + <isize>j0 * bcs) << shift);
       // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
@@ -288,9 +322,10 @@ export function product(
       for (let i0 = 0; i0 < m; i0 += MC) {
         const mc = min(MC, m - i0);
         const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << 2);
-        const directA = (acs == 1 || ars == 1) && nc <= 2 * NR ? mc - (mc % MR) : 0;
+        const directA = (acs == 1 || ars == 1) && nc <= 2 * NR && alpha == 1 ? mc - (mc % MR) : 0;
         if (directA < mc) {
           packA(packedA + (<usize>(directA * kc) << 2), blockA + ((<isize>directA * ars) << 2), ars, acs, mc - directA, kc);
+          if (alpha != 1) scaleBlock(packedA, ((mc + MR - 1) / MR) * MR * kc, alpha);
         }
         for (let j = 0; j < nc; j += NR) {
           const inB = j < directB;
@@ -304,14 +339,15 @@ export function product(
             const alongK = inA && acs == 1;
             const at = c + ((<isize>(i0 + i) * ldc + <isize>(j0 + j)) << 2);
             const high = min(MR, mc - i);
-            // two calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
-            if (plain && !add && high == MR && wide == NR) {
+            // several calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
+            if (high == MR && wide == NR && !add) {
               if (alongK) tileRows(kc, panelA, ars, panelB, stepB, at, ldc);
               else tile(kc, panelA, stepA, panelB, stepB, at, ldc);
             } else {
+              // sums of blocks are added up afterwards: one long chain of additions would round more
               if (alongK) tileRows(kc, panelA, ars, panelB, stepB, edge, NR);
               else tile(kc, panelA, stepA, panelB, stepB, edge, NR);
-              combine(at, ldc, edge, high, wide, alpha, add);
+              combine(at, ldc, edge, high, wide, add);
             }
           }
         }

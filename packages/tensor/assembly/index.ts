@@ -38,6 +38,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 25: return rows.sumColumns(begin, end);
     case 26: return rows.rope(begin, end);
     case 27: return rows.scatterAddRows(begin, end);
+    case 28: return attentionJobs.attentionFew(begin, end);
     default: unreachable();
   }
 }
@@ -93,3 +94,4 @@ export function worker(): void {
 }
 
 export { productScratch };
+export { attentionScratch, attentionGradScratch } from './attention';

@@ -363,18 +363,19 @@ const attentionInput = fc
     batch: fc.constantFrom(0, 1, 1, 2),
     queries: fc.oneof(
       { weight: 9, arbitrary: fc.integer({ min: 0, max: 9 }) },
-      { weight: 1, arbitrary: fc.constantFrom(31, 64) },
+      { weight: 2, arbitrary: fc.constantFrom(31, 49, 64, 97, 110) },
     ),
     keys: fc.oneof(
       { weight: 9, arbitrary: fc.integer({ min: 0, max: 12 }) },
-      { weight: 1, arbitrary: fc.constantFrom(33, 64, 70) },
+      { weight: 2, arbitrary: fc.constantFrom(33, 64, 70, 110) },
     ),
     kvHeads: fc.constantFrom(1, 1, 2, 3),
     group: fc.constantFrom(1, 1, 2, 3),
     headDim: fc.constantFrom(1, 2, 3, 4, 5, 8, 13, 16),
     /** Size of queries and keys: 30 makes a softmax that is all but one-hot. */
     magnitude: fc.constantFrom(1, 30),
-    windows: fc.constantFrom('causal', 'all', 'random'),
+    /** What queries see: earlier keys, all, a packed row of several texts, or anything. */
+    windows: fc.constantFrom('causal', 'all', 'packed', 'random'),
     seed,
   })
   .map((i) => {
@@ -385,8 +386,9 @@ const attentionInput = fc
     const ranges = ids(seed + 3, batch * queries * 2, keys + 1);
     for (let row = 0; row < batch * queries; row++) {
       if (windows === 'random') continue;
-      const last = keys - queries + (row % queries) + 1;
-      ranges.set([0, windows === 'all' ? keys : Math.max(0, last)], row * 2);
+      const last = Math.max(0, keys - queries + (row % queries) + 1);
+      const first = windows === 'packed' ? last - (last % 17) : 0;
+      ranges.set([first, windows === 'all' ? keys : last], row * 2);
     }
     const input = {
       q: floats(seed, sizeQ, times(magnitude)),

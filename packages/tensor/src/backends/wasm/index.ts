@@ -56,6 +56,7 @@ const JOBS = {
   sumColumns: 25,
   rope: 26,
   scatterAddRows: 27,
+  attentionFew: 28,
 } as const;
 
 const UNARY: Partial<Record<UnaryOp, number>> = {
@@ -76,7 +77,9 @@ const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2 };
 const BLOCK = 1024; // elements of an elementwise task (assembly/elementwise.ts)
 const TILE_ROWS = 6;
 const TILE_COLUMNS = 8;
-const QUERY_BLOCK = 48; // queries of an attention task
+const QUERY_BLOCK = 96; // queries of an attention task, a multiple of TILE_ROWS
+const GRAD_BLOCK = 48; // queries whose scores the gradient of attention holds at once
+const FEW_QUERIES = 4; // so many read keys and values in place
 
 /** Work below which a second thread costs more than it saves, in elements touched. */
 const WORTH = 16_384;
@@ -495,14 +498,13 @@ export class WasmBackend implements Backend {
     out: Storage,
     lse: Storage,
     spec: AttentionSpec,
-    rowsOfScores: number,
+    block: number,
   ): WasmRuntime {
     const { batch, queries, keys, heads, kvHeads, headDim } = spec;
-    this.runtime.ensureScratch(this.runtime.productScratch + QUERY_BLOCK * (rowsOfScores * keys + 1) * 4);
     const call = this.args(this.at(q), this.at(k), this.at(v), this.at(ranges), this.at(out), this.at(lse));
     [batch, queries, keys, heads, kvHeads, headDim].forEach((size, i) => call.int(6 + i, size));
     call.float(12, spec.scale);
-    call.int(13, QUERY_BLOCK);
+    call.int(13, block);
     return call;
   }
 
@@ -512,10 +514,12 @@ export class WasmBackend implements Backend {
       this.result(batch * queries * heads * headDim, [q, k, v, ranges]),
       this.result(batch * heads * queries, [q, k, v, ranges]),
     ];
-    const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, 1);
-    const tasks = batch * heads * Math.ceil(queries / QUERY_BLOCK);
-    const perTask = Math.min(queries, QUERY_BLOCK) * keys * headDim;
-    call.run(JOBS.attention, tasks, Math.max(1, Math.ceil(WORTH / (perTask + 1))));
+    this.runtime.ensureAttentionScratch(keys, headDim);
+    const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, QUERY_BLOCK);
+    const few = queries <= FEW_QUERIES;
+    const tasks = batch * heads * (few ? queries : Math.ceil(queries / QUERY_BLOCK));
+    const perTask = (few ? 1 : Math.min(queries, QUERY_BLOCK)) * keys * headDim;
+    call.run(few ? JOBS.attentionFew : JOBS.attention, tasks, Math.max(1, Math.ceil(WORTH / (perTask + 1))));
     return { out, lse };
   }
 
@@ -531,14 +535,21 @@ export class WasmBackend implements Backend {
   ): { q: Storage; k: Storage; v: Storage } {
     const { batch, queries, keys, heads, kvHeads, headDim } = spec;
     const dq = this.result(batch * queries * heads * headDim, [dout, q, k, v, ranges, out, lse]);
-    const [dk, dv] = [
-      this.result(batch * keys * kvHeads * headDim, [dout, q, k, v, ranges, out, lse]),
-      this.result(batch * keys * kvHeads * headDim, [dout, q, k, v, ranges, out, lse]),
-    ];
-    const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, 2);
+    const perHead = batch * keys * heads * headDim;
+    let [dk, dv] = [this.alloc(perHead), this.alloc(perHead)];
+    this.runtime.ensureAttentionGradScratch(keys, headDim, GRAD_BLOCK);
+    const call = this.attentionArgs(q, k, v, ranges, out, lse, spec, GRAD_BLOCK);
     [this.at(dout), dq.at, dk.at, dv.at].forEach((at, i) => call.int(14 + i, at));
-    const perTask = queries * keys * headDim * (heads / kvHeads);
-    call.run(JOBS.attentionGrad, batch * kvHeads, Math.max(1, Math.ceil(WORTH / (perTask + 1))));
+    const perTask = queries * keys * headDim;
+    call.run(JOBS.attentionGrad, batch * heads, Math.max(1, Math.ceil(WORTH / (perTask + 1))));
+    if (heads !== kvHeads) {
+      const summed = [dk, dv].map((of) => {
+        const total = this.reduce('sum', of, batch * keys * kvHeads, heads / kvHeads, headDim) as Block;
+        this.free(of);
+        return total;
+      });
+      [dk, dv] = summed as [Block, Block];
+    }
     return { q: dq, k: dk, v: dv };
   }
 

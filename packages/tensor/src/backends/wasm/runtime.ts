@@ -20,6 +20,8 @@ interface Exports {
   run(job: number, tasks: number, threads: number): void;
   worker(): void;
   productScratch(): number;
+  attentionScratch(keys: number, headDim: number): number;
+  attentionGradScratch(keys: number, headDim: number, block: number): number;
 }
 
 // addresses of assembly/control.ts
@@ -90,9 +92,14 @@ export class WasmRuntime {
     return this.memory.buffer.byteLength;
   }
 
-  /** Scratch bytes that a matrix product takes per thread. */
-  get productScratch(): number {
-    return this.exports.productScratch();
+  /** Makes sure that every thread has the scratch of attention over `keys` keys. */
+  ensureAttentionScratch(keys: number, headDim: number): void {
+    this.ensureScratch(this.exports.attentionScratch(keys, headDim));
+  }
+
+  /** The same for its gradient, with blocks of `block` queries. */
+  ensureAttentionGradScratch(keys: number, headDim: number, block: number): void {
+    this.ensureScratch(this.exports.attentionGradScratch(keys, headDim, block));
   }
 
   /** Makes sure that every thread has `bytes` of scratch. */
