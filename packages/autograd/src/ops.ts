@@ -323,8 +323,8 @@ export function crossEntropy(
   );
 }
 
-/** Logits held at once by `linearCrossEntropy`. */
-const CHUNK_ELEMENTS = 1 << 23;
+/** Logits held at once by `linearCrossEntropy`: 64 MiB. */
+const CHUNK_ELEMENTS = 1 << 24;
 
 /**
  * Mean cross-entropy of hidden states x `[…, C]` through an output matrix `[V, C]`: what `crossEntropy(linear(x, W))` gives,
@@ -344,7 +344,8 @@ export function linearCrossEntropy(
   const live = Array.from({ length: rows }, (_, i) => i).filter((i) => targets[i]! >= 0);
   const scale = 1 / (options.normalizer ?? Math.max(1, live.length));
   const differentiate = gradEnabled() && (x.requiresGrad || weight.requiresGrad);
-  const perChunk = Math.max(1, Math.floor(CHUNK_ELEMENTS / classes));
+  const chunks = Math.max(1, Math.ceil((live.length * classes) / CHUNK_ELEMENTS));
+  const perChunk = Math.ceil(live.length / chunks);
 
   const { value, dx, dw } = t.scope(() => {
     const all = asRows(x.value);
@@ -362,10 +363,12 @@ export function linearCrossEntropy(
         );
         const h = part.length === rows ? all : t.gatherRows(all, index);
         const logits = t.matmul(h, weight.value, { transposeB: true });
-        const { loss, lse } = t.crossEntropy(logits, labels);
+        const loss = differentiate
+          ? t.crossEntropyUpdate(logits, labels, scale)
+          : t.crossEntropy(logits, labels).loss;
         const sum = t.add(total, t.affine(t.sum(loss), scale));
         if (!differentiate) return { sum };
-        const d = t.crossEntropyGrad(t.full([part.length], scale, { backend }), logits, labels, lse);
+        const d = logits; // turned into their derivatives
         const grads: { sum: Tensor; dx?: Tensor; dw?: Tensor } = { sum };
         if (x.requiresGrad) {
           const dh = t.matmul(d, weight.value);

@@ -11,7 +11,7 @@
  */
 import { float, int, ptr, scratch } from './control';
 import { MR, NR, packA, packB, scaleBlock, tile, tileAdd, tileRows } from './gemm';
-import { expClamped4, log1, madd, max4, sum4 } from './simd';
+import { expNegative4, log1, madd, max4, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
 const F32: i32 = 0;
@@ -51,38 +51,65 @@ function highest(windows: usize, count: i32): i32 {
   return e;
 }
 
-/** In place on row[0 … n − 1]: e^(row − shift) on [from, to), 0 elsewhere. Returns the sum. */
+/** Lanes of a vector that starts at `j` which lie in [from, to). */
+// @ts-ignore: decorator
+@inline
+function inside(j: i32, from: i32, to: i32): v128 {
+  const lanes = i32x4.add(i32x4(0, 1, 2, 3), i32x4.splat(j));
+  return v128.and(i32x4.ge_s(lanes, i32x4.splat(from)), i32x4.lt_s(lanes, i32x4.splat(to)));
+}
+
+/** Zeroes row[from … to − 1], both multiples of 4. (`memory.fill` costs a call into the engine, too much for short rows.) */
+// @ts-ignore: decorator
+@inline
+function zero(row: usize, from: i32, to: i32): void {
+  for (let j = from; j < to; j += 4) v128.store(at(row, j), f32x4.splat(0));
+}
+
+/**
+ * In place on row[0 … n − 1]: e^(row − shift) on [from, to), which is not empty, 0 elsewhere. Returns the sum. n is a multiple of
+ * 4, and so are the ends of what is computed: the entries around a window are numbers too.
+ */
 function exponentials(row: usize, n: i32, from: i32, to: i32, shift: f32): f32 {
-  if (from > 0) memory.fill(row, 0, <usize>from << 2);
-  if (to < n) memory.fill(at(row, to), 0, <usize>(n - to) << 2);
+  const first = from & ~3, last = (to - 1) & ~3; // vectors that may be cut
+  zero(row, 0, first);
+  zero(row, last + 4, n);
   const sh = f32x4.splat(shift);
-  let acc = f32x4.splat(0), acc2 = acc;
-  let j = from;
-  for (; j + 8 <= to; j += 8) {
-    const p = at(row, j);
-    const e = expClamped4(f32x4.sub(v128.load(p), sh)), f = expClamped4(f32x4.sub(v128.load(p, 16), sh));
+  let p = at(row, last);
+  let acc = v128.and(expNegative4(f32x4.sub(v128.load(p), sh)), inside(last, from, to));
+  v128.store(p, acc);
+  let acc2 = f32x4.splat(0);
+  if (first < last) {
+    p = at(row, first);
+    acc2 = v128.and(expNegative4(f32x4.sub(v128.load(p), sh)), inside(first, from, to));
+    v128.store(p, acc2);
+  }
+  let j = first + 4;
+  for (; j + 8 <= last; j += 8) {
+    p = at(row, j);
+    const e = expNegative4(f32x4.sub(v128.load(p), sh)), f = expNegative4(f32x4.sub(v128.load(p, 16), sh));
     v128.store(p, e);
     v128.store(p, f, 16);
     acc = f32x4.add(acc, e);
     acc2 = f32x4.add(acc2, f);
   }
-  let sum = sum4(f32x4.add(acc, acc2));
-  for (; j < to; j++) {
-    const p = at(row, j);
-    const e = f32x4.extract_lane(expClamped4(f32x4.splat(load<f32>(p) - shift)), 0);
-    store<f32>(p, e);
-    sum += e;
+  if (j < last) {
+    p = at(row, j);
+    const e = expNegative4(f32x4.sub(v128.load(p), sh));
+    v128.store(p, e);
+    acc = f32x4.add(acc, e);
   }
-  return sum;
+  return sum4(f32x4.add(acc, acc2));
 }
 
+/** Largest entry on [from, to), which is not empty. */
 function largest(row: usize, from: i32, to: i32): f32 {
-  let j = from;
-  let v = f32x4.splat(LOWEST);
-  for (; j + 4 <= to; j += 4) v = f32x4.pmax(v, v128.load(at(row, j)));
-  let best = max4(v);
-  for (; j < to; j++) best = max(best, load<f32>(at(row, j)));
-  return best;
+  const first = from & ~3, last = (to - 1) & ~3;
+  const none = f32x4.splat(LOWEST);
+  let v = v128.bitselect(v128.load(at(row, first)), none, inside(first, from, to));
+  v = f32x4.pmax(v, v128.bitselect(v128.load(at(row, last)), none, inside(last, from, to)));
+  for (let j = first + 4; j < last; j += 4) v = f32x4.pmax(v, v128.load(at(row, j)));
+  return max4(v);
 }
 
 /** to[0 … n − 1] = from · factor. */
@@ -105,7 +132,7 @@ function dot(a: usize, b: usize, n: i32): f32 {
 /** Scratch bytes of `attention` and `attentionFew`. */
 export function attentionScratch(keys: i32, headDim: i32): usize {
   const ld = roundUp(keys, ALIGN), wide = roundUp(headDim, NR);
-  return <usize>(roundUp(MR * headDim, 4) + ld * (headDim + wide) + MR * ld + MR * wide + MR) << 2;
+  return <usize>(roundUp(MR * headDim, 4) + ld * (headDim + wide) + MR * ld + MR * wide + 2 * MR) << 2;
 }
 
 /** Tasks: batch × heads × blocks of queries. */
@@ -120,7 +147,7 @@ export function attention(begin: i32, end: i32): void {
   const packedV = at(packedK, ld * D); // [D / 8][n][8]
   const scores = at(packedV, ld * wide); // [6][ld]
   const sums = at(scores, MR * ld); // [6][wide]
-  const inverses = at(sums, MR * wide);
+  const tops = at(sums, MR * wide), totals = at(tops, MR); // of each row
   let held = -1, s0 = 0, n = 0;
   for (let task = begin; task < end; task++) {
     const b = task / (H * blocks), h = (task / blocks) % H, nth = task % blocks;
@@ -140,35 +167,33 @@ export function attention(begin: i32, end: i32): void {
       const rows = min(MR, last - t);
       const here = windows + (<usize>t << 3);
       const lo = (max(0, lowest(here, rows, S) - s0) / NR) * NR;
-      const m = max(0, highest(here, rows) - s0 - lo);
+      const m = max(0, highest(here, rows) - s0 - lo), width = roundUp(m, 4);
       const offset = (b * T + t) * H * D + h * D;
       packA(packedQ, at(ptr(0), offset), qs, 1, rows, D);
       scaleBlock(packedQ, MR * D, factor);
       for (let j = 0; j < m; j += NR) {
         tile(D, packedQ, STEP_A, at(packedK, (lo + j) * D), STEP_B, at(scores, j), ld);
       }
+      // one step for all rows before the next: rows do not wait for each other, the steps of one row do
       for (let i = 0; i < rows; i++) {
+        const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
+        store<f32>(at(tops, i), to <= from ? LOWEST : largest(at(scores, i * ld), from, to));
+      }
+      for (let i = 0; i < rows; i++) {
+        const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
         const row = at(scores, i * ld);
-        const from = load<i32>(here + (<usize>i << 3)) - s0 - lo;
-        const to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-        let lse = LOWEST, inverse: f32 = 0;
-        if (to <= from) {
-          memory.fill(row, 0, <usize>m << 2);
-        } else {
-          const top = largest(row, from, to);
-          const sum = exponentials(row, m, from, to, top);
-          lse = top + log1(sum);
-          inverse = 1 / sum;
-        }
-        store<f32>(at(ptr(5), (b * H + h) * T + t + i), lse);
-        store<f32>(at(inverses, i), inverse);
+        if (to <= from) zero(row, 0, width);
+        store<f32>(at(totals, i), to <= from ? 1 : exponentials(row, width, from, to, load<f32>(at(tops, i))));
       }
       for (let d = 0; d < wide; d += NR) {
         tileRows(m, scores, ld, at(packedV, d * n + lo * NR), STEP_B, at(sums, d), wide);
       }
+      for (let i = 0; i < rows; i++) {
+        store<f32>(at(ptr(5), (b * H + h) * T + t + i), load<f32>(at(tops, i)) + log1(load<f32>(at(totals, i))));
+      }
       // the softmax's denominator is applied to the D sums instead of the probabilities
       for (let i = 0; i < rows; i++) {
-        scaled(at(ptr(4), offset + i * H * D), at(sums, i * wide), D, load<f32>(at(inverses, i)));
+        scaled(at(ptr(4), offset + i * H * D), at(sums, i * wide), D, 1 / load<f32>(at(totals, i)));
       }
     }
   }
@@ -269,24 +294,22 @@ export function attentionGrad(begin: i32, end: i32): void {
           tile(D, packedO, STEP_A, at(packedV, (lo + j) * D), STEP_B, at(ds, i0 * ld + j), ld);
         }
         for (let i = 0; i < rows; i++) {
-          const row = at(p, (i0 + i) * ld), drow = at(ds, (i0 + i) * ld);
-          const from = load<i32>(here + (<usize>i << 3)) - s0 - lo;
-          const to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-          if (to <= from) {
-            memory.fill(row, 0, <usize>m << 2);
-            memory.fill(drow, 0, <usize>m << 2);
-            continue;
-          }
-          exponentials(row, m, from, to, load<f32>(at(ptr(5), (b * H + h) * T + t0 + i0 + i)));
+          const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
+          const row = at(p, (i0 + i) * ld);
+          if (to <= from) zero(row, 0, m);
+          else exponentials(row, m, from, to, load<f32>(at(ptr(5), (b * H + h) * T + t0 + i0 + i)));
+        }
+        for (let i = 0; i < rows; i++) {
+          const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
           const delta = dot(at(ptr(14), offset + i * H * D), at(ptr(4), offset + i * H * D), D);
-          scoreGradients(drow, row, m, from, to, delta, scale);
+          scoreGradients(at(ds, (i0 + i) * ld), at(p, (i0 + i) * ld), m, from, to, delta, scale);
         }
         const depth = max(0, last - first);
         for (let d = 0; d < wide; d += NR) {
           tileRows(depth, at(ds, i0 * ld + first), ld, at(rowsK, d * n + (lo + first) * NR), STEP_B, at(sums, d), wide);
         }
         for (let i = 0; i < rows; i++) {
-          memory.copy(at(ptr(15), offset + i * H * D), at(sums, i * wide), <usize>D << 2);
+          copy(at(ptr(15), offset + i * H * D), at(sums, i * wide), D);
         }
       }
       packB(blockQ, at(ptr(0), atBlock), qs, 1, count, D, F32);
@@ -304,30 +327,32 @@ export function attentionGrad(begin: i32, end: i32): void {
     }
     for (let s = 0; s < S; s++) {
       const to = ((b * S + s) * H + h) * D, from = (s - s0) * wide;
-      const bytes = <usize>D << 2;
       if (s < s0 || s >= s0 + n) {
-        memory.fill(at(ptr(16), to), 0, bytes);
-        memory.fill(at(ptr(17), to), 0, bytes);
+        memory.fill(at(ptr(16), to), 0, <usize>D << 2);
+        memory.fill(at(ptr(17), to), 0, <usize>D << 2);
       } else {
-        memory.copy(at(ptr(16), to), at(dk, from), bytes);
-        memory.copy(at(ptr(17), to), at(dv, from), bytes);
+        copy(at(ptr(16), to), at(dk, from), D);
+        copy(at(ptr(17), to), at(dv, from), D);
       }
     }
   }
 }
 
-/** ds = p ∘ (dp − delta) · scale on [from, to), 0 elsewhere; `ds` holds dp. */
+/** ds = p ∘ (dp − delta) · scale on the vectors that [from, to) touches, where p is 0 outside; 0 elsewhere. `ds` holds dp. */
 function scoreGradients(ds: usize, p: usize, n: i32, from: i32, to: i32, delta: f32, scale: f32): void {
-  if (from > 0) memory.fill(ds, 0, <usize>from << 2);
-  if (to < n) memory.fill(at(ds, to), 0, <usize>(n - to) << 2);
+  if (to <= from) return zero(ds, 0, n);
+  const first = from & ~3, last = (to - 1) & ~3;
+  zero(ds, 0, first);
+  zero(ds, last + 4, n);
   const dl = f32x4.splat(delta), sc = f32x4.splat(scale);
-  let j = from;
-  for (; j + 4 <= to; j += 4) {
+  for (let j = first; j <= last; j += 4) {
     const o = <usize>j << 2;
     v128.store(ds + o, f32x4.mul(f32x4.mul(v128.load(p + o), f32x4.sub(v128.load(ds + o), dl)), sc));
   }
-  for (; j < to; j++) {
-    const o = <usize>j << 2;
-    store<f32>(ds + o, load<f32>(p + o) * (load<f32>(ds + o) - delta) * scale);
-  }
+}
+
+function copy(to: usize, from: usize, n: i32): void {
+  let j = 0;
+  for (; j + 4 <= n; j += 4) v128.store(at(to, j), v128.load(at(from, j)));
+  for (; j < n; j++) store<f32>(at(to, j), load<f32>(at(from, j)));
 }

@@ -98,27 +98,28 @@ export function swiglu(begin: i32, end: i32): void {
 
 /** Slots: 0 dgate, 1 dup, 2 dy, 3 gate, 4 up, 5 n. */
 export function swigluGrad(begin: i32, end: i32): void {
+  const dgate = ptr(0), dup = ptr(1), dy = ptr(2), gate = ptr(3), up = ptr(4);
   const n = min(int(5), end * BLOCK);
-  for (let i = begin * BLOCK; i < n; i += 4) {
+  let i = begin * BLOCK;
+  for (; i + 4 <= n; i += 4) {
     const o = <usize>i << 2;
-    const whole = i + 4 <= n;
-    const dy = whole ? v128.load(ptr(2) + o) : loadTail(ptr(2) + o, n - i);
-    const g = whole ? v128.load(ptr(3) + o) : loadTail(ptr(3) + o, n - i);
-    const u = whole ? v128.load(ptr(4) + o) : loadTail(ptr(4) + o, n - i);
-    const s = sigmoid4(g);
-    const silu = f32x4.mul(g, s);
-    // silu' = σ + silu·(1 − σ)
-    const slope = madd(silu, f32x4.sub(f32x4.splat(1), s), s);
-    const dg = f32x4.mul(f32x4.mul(dy, u), slope);
-    const du = f32x4.mul(dy, silu);
-    if (whole) {
-      v128.store(ptr(0) + o, dg);
-      v128.store(ptr(1) + o, du);
-    } else {
-      storeTail(ptr(0) + o, dg, n - i);
-      storeTail(ptr(1) + o, du, n - i);
-    }
+    const d = v128.load(dy + o), g = v128.load(gate + o), s = sigmoid4(g), silu = f32x4.mul(g, s);
+    v128.store(dgate + o, f32x4.mul(f32x4.mul(d, v128.load(up + o)), siluSlope(silu, s)));
+    v128.store(dup + o, f32x4.mul(d, silu));
   }
+  if (i < n) {
+    const o = <usize>i << 2, rest = n - i;
+    const d = loadTail(dy + o, rest), g = loadTail(gate + o, rest), s = sigmoid4(g), silu = f32x4.mul(g, s);
+    storeTail(dgate + o, f32x4.mul(f32x4.mul(d, loadTail(up + o, rest)), siluSlope(silu, s)), rest);
+    storeTail(dup + o, f32x4.mul(d, silu), rest);
+  }
+}
+
+/** silu' = σ + silu·(1 − σ). */
+// @ts-ignore: decorator
+@inline
+function siluSlope(silu: v128, s: v128): v128 {
+  return madd(silu, f32x4.sub(f32x4.splat(1), s), s);
 }
 
 /** y ← y + alpha·x. Slots: 0 y, 1 x, 2 n, 3 alpha. */

@@ -39,6 +39,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 26: return rows.rope(begin, end);
     case 27: return rows.scatterAddRows(begin, end);
     case 28: return attentionJobs.attentionFew(begin, end);
+    case 29: return rows.crossEntropyUpdate(begin, end);
     default: unreachable();
   }
 }

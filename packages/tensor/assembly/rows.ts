@@ -1,6 +1,6 @@
 /** Kernels over the rows of a matrix [R, C]: one task is one row, unless said otherwise. */
 import { float, int, ptr } from './control';
-import { expClamped4, loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
+import { expClamped4, expNegative4, loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
 
@@ -13,29 +13,35 @@ function rowMax(x: usize, n: i32): f32 {
   return best;
 }
 
-/** Σ e^(x − shift), and the terms into y when it is not 0. */
+/** Σ e^(x − shift) with x ≤ shift, and the terms into y. */
 function rowExp(y: usize, x: usize, n: i32, shift: f32): f32 {
   const sh = f32x4.splat(shift);
-  let acc = f32x4.splat(0), acc2 = acc;
+  let acc = f32x4.splat(0);
   let i = 0;
-  for (; i + 8 <= n; i += 8) {
+  for (; i + 4 <= n; i += 4) {
     const o = <usize>i << 2;
-    const e = expClamped4(f32x4.sub(v128.load(x + o), sh));
-    const f = expClamped4(f32x4.sub(v128.load(x + o, 16), sh));
+    const e = expNegative4(f32x4.sub(v128.load(x + o), sh));
     acc = f32x4.add(acc, e);
-    acc2 = f32x4.add(acc2, f);
-    if (y) {
-      v128.store(y + o, e);
-      v128.store(y + o, f, 16);
-    }
+    v128.store(y + o, e);
   }
-  let sum = sum4(f32x4.add(acc, acc2));
+  let sum = sum4(acc);
   for (; i < n; i++) {
     const o = <usize>i << 2;
-    const e = f32x4.extract_lane(expClamped4(f32x4.splat(load<f32>(x + o) - shift)), 0);
+    const e = f32x4.extract_lane(expNegative4(f32x4.splat(load<f32>(x + o) - shift)), 0);
     sum += e;
-    if (y) store<f32>(y + o, e);
+    store<f32>(y + o, e);
   }
+  return sum;
+}
+
+/** The sum alone. */
+function rowExpSum(x: usize, n: i32, shift: f32): f32 {
+  const sh = f32x4.splat(shift);
+  let acc = f32x4.splat(0);
+  let i = 0;
+  for (; i + 4 <= n; i += 4) acc = f32x4.add(acc, expNegative4(f32x4.sub(v128.load(x + (<usize>i << 2)), sh)));
+  let sum = sum4(acc);
+  for (; i < n; i++) sum += f32x4.extract_lane(expNegative4(f32x4.splat(load<f32>(x + (<usize>i << 2)) - shift)), 0);
   return sum;
 }
 
@@ -63,7 +69,7 @@ export function logSoftmax(begin: i32, end: i32): void {
   for (let r = begin; r < end; r++) {
     const o = (<usize>r * <usize>n) << 2;
     const top = rowMax(ptr(1) + o, n);
-    const sum = rowExp(0, ptr(1) + o, n, top);
+    const sum = rowExpSum(ptr(1) + o, n, top);
     const less = log1(sum);
     // subtract the maximum first: x − top is exact for near neighbours, x − (top + log) is not
     for (let i = 0; i < n; i++) {
@@ -203,7 +209,7 @@ export function crossEntropy(begin: i32, end: i32): void {
     const x = ptr(2) + ((<usize>r * <usize>n) << 2);
     const label = load<i32>(ptr(3) + (<usize>r << 2));
     const top = rowMax(x, n);
-    const less = log1(rowExp(0, x, n, top));
+    const less = log1(rowExpSum(x, n, top));
     store<f32>(ptr(1) + (<usize>r << 2), top + less);
     store<f32>(ptr(0) + (<usize>r << 2), label < 0 ? 0 : top - load<f32>(x + (<usize>label << 2)) + less);
   }
@@ -233,6 +239,26 @@ export function crossEntropyGrad(begin: i32, end: i32): void {
     }
     const hit = dx + (<usize>label << 2);
     store<f32>(hit, load<f32>(hit) - d);
+  }
+}
+
+/** Loss, and the logits replaced by its derivative times scale. Slots: 0 loss, 1 logits, 2 labels, 3 columns, 4 scale. */
+export function crossEntropyUpdate(begin: i32, end: i32): void {
+  const n = int(3), scale = float(4);
+  for (let r = begin; r < end; r++) {
+    const x = ptr(1) + ((<usize>r * <usize>n) << 2);
+    const label = load<i32>(ptr(2) + (<usize>r << 2));
+    if (label < 0) {
+      memory.fill(x, 0, <usize>n << 2);
+      store<f32>(ptr(0) + (<usize>r << 2), 0);
+      continue;
+    }
+    const hit = x + (<usize>label << 2);
+    const top = rowMax(x, n), own = top - load<f32>(hit);
+    const sum = rowExp(x, x, n, top);
+    store<f32>(ptr(0) + (<usize>r << 2), own + log1(sum));
+    rowAffine(x, x, n, scale / sum, 0);
+    store<f32>(hit, load<f32>(hit) - scale);
   }
 }
 

@@ -7,7 +7,7 @@
  * Conventions
  * - All tensors are dense and row-major. Sizes are plain numbers; 0 is allowed wherever a reference loop would allow it.
  * - Unless a kernel says otherwise, operands and results are f32. A kernel never checks shapes: the ops in `src/ops` do.
- * - A kernel returns *new* storage, except the update kernels (`axpy`, `write`, `scaleBy`, `adamw`, `sgd`): they return the storages that
+ * - A kernel returns *new* storage, except the update kernels (`crossEntropyUpdate`, `axpy`, `write`, `scaleBy`, `adamw`, `sgd`): they return the storages that
  *   replace their first operands, which may be the very same storage, updated in place. The caller drops the old ones if
  *   they differ.
  * - Calls are synchronous; on an asynchronous device a storage is a promise of resident memory, and only `read` waits.
@@ -211,6 +211,17 @@ export interface Backend {
   ): { q: Storage; k: Storage; v: Storage };
 
   // ---- updates: the returned storages replace the operands named in the result ----
+  /**
+   * Cross-entropy and its derivative in one, for logits that nobody needs afterwards: the loss of each row as `crossEntropy`
+   * gives it, and logits ← scale · (softmax(logits) − [c = label]), 0 in rows with a negative label.
+   */
+  crossEntropyUpdate(
+    logits: Storage,
+    labels: Storage,
+    rows: number,
+    columns: number,
+    scale: number,
+  ): { loss: Storage; logits: Storage };
   /** y ← y + alpha · x. */
   axpy(y: Storage, x: Storage, n: number, alpha: number): Storage;
   /** y[:, start … start + count − 1, :] ← x; y `[outer, n, inner]`, x `[outer, count, inner]`. */

@@ -1,7 +1,7 @@
 /** Ops that change a tensor in place: accumulation and optimiser steps. */
 import type { AdamWSpec, SgdSpec } from '../backend.js';
-import type { Tensor } from '../tensor.js';
-import { around, axisOf, backendOf, expectDType, expectShape, expectThat, show } from './check.js';
+import { Tensor } from '../tensor.js';
+import { around, axisOf, backendOf, expectDType, expectShape, expectThat, rowsOf, show } from './check.js';
 
 /** y ← y + alpha · x. */
 export function axpy(y: Tensor, x: Tensor, alpha = 1): void {
@@ -37,6 +37,21 @@ export function scaleBy(y: Tensor, factor: Tensor): void {
   expectDType('scaleBy', 'factor', factor, 'f32');
   expectThat(factor.size === 1, 'scaleBy', 'a factor of one element', show(factor.shape));
   y.replaceStorage(backend.scaleBy(y.storage, factor.storage, y.size));
+}
+
+/**
+ * Losses `[…]` of logits `[…, C]` with labels (i32), as `crossEntropy` gives them; the logits become their derivatives
+ * times `scale`.
+ */
+export function crossEntropyUpdate(logits: Tensor, labels: Tensor, scale: number): Tensor {
+  const backend = backendOf('crossEntropyUpdate', logits, labels);
+  expectDType('crossEntropyUpdate', 'logits', logits, 'f32');
+  expectDType('crossEntropyUpdate', 'labels', labels, 'i32');
+  const { rows, columns } = rowsOf('crossEntropyUpdate', logits);
+  expectThat(labels.size === rows, 'crossEntropyUpdate', `${rows} labels`, show(labels.shape));
+  const next = backend.crossEntropyUpdate(logits.storage, labels.storage, rows, columns, scale);
+  logits.replaceStorage(next.logits);
+  return Tensor.wrap(logits.shape.slice(0, -1), 'f32', next.loss, backend);
 }
 
 /** One AdamW step on p with gradient g and moments m and v, all of one shape. */

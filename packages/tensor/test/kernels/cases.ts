@@ -697,6 +697,26 @@ export const cases: Record<KernelName, Case<unknown>> = {
     }),
     relative: 1e-6,
   }),
+  crossEntropyUpdate: kernel({
+    inputs: fc.record({ i: crossEntropyInput, scale: fc.constantFrom(1, 0.25) }).map(({ i, scale }) => ({ ...i, scale })),
+    call: (backend, s, i) =>
+      backend.crossEntropyUpdate(s.state(i.logits), s.i32(i.labels), i.rows, i.columns, i.scale),
+    expected: (i) => ({
+      loss: { values: reference.crossEntropy(i.logits, i.labels, i.rows, i.columns).loss, scale: i.magnitude },
+      logits: {
+        values: reference.crossEntropyGrad(
+          new Float32Array(i.rows).fill(i.scale),
+          i.logits,
+          i.labels,
+          i.rows,
+          i.columns,
+        ),
+        // as for crossEntropyGrad: the definition goes by way of a rounded lse
+        scale: i.scale * (1 + i.magnitude),
+      },
+    }),
+    relative: 2e-6,
+  }),
 
   matmul: kernel({
     inputs: matmulInput,

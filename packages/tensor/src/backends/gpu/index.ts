@@ -346,6 +346,21 @@ class GpuBackend implements Backend {
     return this.#store(dlogits, rowCount * columns);
   }
 
+  crossEntropyUpdate(
+    logits: Storage,
+    labels: Storage,
+    rowCount: number,
+    columns: number,
+    scale: number,
+  ): { loss: Storage; logits: Storage } {
+    const { loss, lse } = this.crossEntropy(logits, labels, rowCount, columns);
+    const weight = this.fill(rowCount, scale);
+    const grad = this.crossEntropyGrad(weight, logits, labels, lse, rowCount, columns);
+    this.free(weight);
+    this.free(lse);
+    return { loss, logits: grad };
+  }
+
   // ---- matrix products and LLaMA ----
 
   matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage {

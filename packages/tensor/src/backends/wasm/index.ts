@@ -57,6 +57,7 @@ const JOBS = {
   rope: 26,
   scatterAddRows: 27,
   attentionFew: 28,
+  crossEntropyUpdate: 29,
 } as const;
 
 const UNARY: Partial<Record<UnaryOp, number>> = {
@@ -554,6 +555,20 @@ export class WasmBackend implements Backend {
   }
 
   // ---- updates ----
+  crossEntropyUpdate(
+    logits: Storage,
+    labels: Storage,
+    rows: number,
+    columns: number,
+    scale: number,
+  ): { loss: Storage; logits: Storage } {
+    const loss = this.result(rows, [logits, labels]);
+    const call = this.args(loss.at, this.at(logits), this.at(labels), columns);
+    call.float(4, scale);
+    call.run(JOBS.crossEntropyUpdate, rows, rowGrain(columns * 4));
+    return { loss, logits };
+  }
+
   axpy(y: Storage, x: Storage, n: number, alpha: number): Storage {
     const call = this.args(this.at(y), this.at(x), n);
     call.float(3, alpha);
