@@ -363,9 +363,7 @@ export function linearCrossEntropy(
         );
         const h = part.length === rows ? all : t.gatherRows(all, index);
         const logits = t.matmul(h, weight.value, { transposeB: true });
-        const loss = differentiate
-          ? t.crossEntropyUpdate(logits, labels, scale)
-          : t.crossEntropy(logits, labels).loss;
+        const loss = differentiate ? t.crossEntropyUpdate(logits, labels, scale) : t.crossEntropy(logits, labels).loss;
         const sum = t.add(total, t.affine(t.sum(loss), scale));
         if (!differentiate) return { sum };
         const d = logits; // turned into their derivatives

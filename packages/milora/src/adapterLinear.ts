@@ -158,12 +158,12 @@ export function adapterLinear(
   const rows = asRows(x.value);
   const h = t.matmul(rows, loraA.value, { transposeB: true }); // [N, r]
   const value = t.scope(() => {
-    const y = t.matmul(rows, weight.value, { transposeB: true }); // [N, out]
-    t.matmul(h, loraB.value, { transposeB: true, alpha: scaling, into: y });
+    const plus = [{ a: h, b: loraB.value, transposeB: true, alpha: scaling }];
     if (offset) {
       const h0 = t.matmul(rows, offset.a, { transposeB: true });
-      t.matmul(h0, offset.b, { transposeB: true, alpha: -scaling, into: y });
+      plus.push({ a: h0, b: offset.b, transposeB: true, alpha: -scaling });
     }
+    const y = t.matmul(rows, weight.value, { transposeB: true, plus }); // [N, out]
     return y.reshape(...x.shape.slice(0, -1), out);
   });
   return record(
@@ -178,13 +178,9 @@ export function adapterLinear(
       if (to.needs(1)) to.add(1, t.matmul(dh, rows, { transposeA: true }));
       if (to.needs(0)) {
         const existing = to.existing(0);
-        const dx = existing ? asRows(existing) : t.matmul(d, weight.value); // [N, in]
-        if (existing) t.matmul(d, weight.value, { into: dx });
-        t.matmul(dh, loraA.value, { into: dx });
-        if (offset) {
-          const d0 = t.matmul(d, offset.b, { alpha: -scaling });
-          t.matmul(d0, offset.a, { into: dx });
-        }
+        const plus = [{ a: dh, b: loraA.value }];
+        if (offset) plus.push({ a: t.matmul(d, offset.b, { alpha: -scaling }), b: offset.a });
+        const dx = t.matmul(d, weight.value, existing ? { plus, into: asRows(existing) } : { plus }); // [N, in]
         if (!existing) to.add(0, dx.reshape(...x.shape));
       }
     },

@@ -10,7 +10,7 @@
  * and for the gradient 14 dout, 15 dq, 16 dk, 17 dv.
  */
 import { float, int, ptr, scratch } from './control';
-import { MR, NR, packA, packB, scaleBlock, tile, tileAdd, tileRows } from './gemm';
+import { MR, NR, packA, packB, tile, tileAdd, tileRows } from './gemm';
 import { expNegative4, log1, madd, max4, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
@@ -132,7 +132,7 @@ function dot(a: usize, b: usize, n: i32): f32 {
 /** Scratch bytes of `attention` and `attentionFew`. */
 export function attentionScratch(keys: i32, headDim: i32): usize {
   const ld = roundUp(keys, ALIGN), wide = roundUp(headDim, NR);
-  return <usize>(roundUp(MR * headDim, 4) + ld * (headDim + wide) + MR * ld + MR * wide + 2 * MR) << 2;
+  return <usize>(MR * headDim + ld * (headDim + wide) + MR * ld + MR * wide + 2 * MR) << 2;
 }
 
 /** Tasks: batch × heads × blocks of queries. */
@@ -143,7 +143,7 @@ export function attention(begin: i32, end: i32): void {
   const ld = roundUp(S, ALIGN), wide = roundUp(D, NR);
   const qs = <isize>(H * D), ks = <isize>(G * D);
   const packedQ = scratch();
-  const packedK = at(packedQ, roundUp(MR * D, 4)); // [S / 8][D][8]
+  const packedK = at(packedQ, MR * D); // [S / 8][D][8]
   const packedV = at(packedK, ld * D); // [D / 8][n][8]
   const scores = at(packedV, ld * wide); // [6][ld]
   const sums = at(scores, MR * ld); // [6][wide]
@@ -160,8 +160,8 @@ export function attention(begin: i32, end: i32): void {
       s0 = lowest(windows, T, S);
       n = max(0, highest(windows, T) - s0);
       const own = (b * S + s0) * G * D + g * D;
-      packB(packedK, at(ptr(1), own), 1, ks, D, n, F32);
-      packB(packedV, at(ptr(2), own), ks, 1, n, D, F32);
+      packB(packedK, D * NR, at(ptr(1), own), 1, ks, D, n, F32);
+      packB(packedV, n * NR, at(ptr(2), own), ks, 1, n, D, F32);
     }
     for (let t = t0, last = min(T, t0 + block); t < last; t += MR) {
       const rows = min(MR, last - t);
@@ -169,8 +169,7 @@ export function attention(begin: i32, end: i32): void {
       const lo = (max(0, lowest(here, rows, S) - s0) / NR) * NR;
       const m = max(0, highest(here, rows) - s0 - lo), width = roundUp(m, 4);
       const offset = (b * T + t) * H * D + h * D;
-      packA(packedQ, at(ptr(0), offset), qs, 1, rows, D);
-      scaleBlock(packedQ, MR * D, factor);
+      packA(packedQ, 0, at(ptr(0), offset), qs, 1, rows, D, factor);
       for (let j = 0; j < m; j += NR) {
         tile(D, packedQ, STEP_A, at(packedK, (lo + j) * D), STEP_B, at(scores, j), ld);
       }
@@ -248,7 +247,7 @@ export function attentionFew(begin: i32, end: i32): void {
 /** Scratch bytes of `attentionGrad`. */
 export function attentionGradScratch(keys: i32, headDim: i32, block: i32): usize {
   const ld = roundUp(keys, ALIGN), wide = roundUp(headDim, NR);
-  return <usize>(roundUp(MR * headDim, 4) + MR * headDim + MR * wide + 2 * block * wide + ld * (2 * headDim + 3 * wide) + 2 * block * ld) << 2;
+  return <usize>(2 * MR * headDim + MR * wide + 2 * block * wide + ld * (2 * headDim + 3 * wide) + 2 * block * ld) << 2;
 }
 
 /** Tasks: batch × heads. Here dk and dv are `[B, S, H, D]`: what heads of a group have in common is summed afterwards. */
@@ -257,7 +256,7 @@ export function attentionGrad(begin: i32, end: i32): void {
   const scale = float(12);
   const ld = roundUp(S, ALIGN), wide = roundUp(D, NR);
   const qs = <isize>(H * D), ks = <isize>(G * D);
-  const packedQ = scratch(), packedO = at(packedQ, roundUp(MR * D, 4)); // six queries and their dout, [D][6]
+  const packedQ = scratch(), packedO = at(packedQ, MR * D); // six queries and their dout, [D][6]
   const sums = at(packedO, MR * D); // [6][wide]
   const blockQ = at(sums, MR * wide), blockO = at(blockQ, block * wide); // a block of both, [D / 8][count][8]
   const packedK = at(blockO, block * wide), packedV = at(packedK, ld * D); // [S / 8][D][8]
@@ -270,9 +269,9 @@ export function attentionGrad(begin: i32, end: i32): void {
     const s0 = lowest(windows, T, S);
     const n = max(0, highest(windows, T) - s0);
     const own = (b * S + s0) * G * D + (h / (H / G)) * D;
-    packB(packedK, at(ptr(1), own), 1, ks, D, n, F32);
-    packB(packedV, at(ptr(2), own), 1, ks, D, n, F32);
-    packB(rowsK, at(ptr(1), own), ks, 1, n, D, F32);
+    packB(packedK, D * NR, at(ptr(1), own), 1, ks, D, n, F32);
+    packB(packedV, D * NR, at(ptr(2), own), 1, ks, D, n, F32);
+    packB(rowsK, n * NR, at(ptr(1), own), ks, 1, n, D, F32);
     memory.fill(dk, 0, <usize>(2 * ld * wide) << 2);
     for (let t0 = 0; t0 < T; t0 += block) {
       const count = min(block, T - t0);
@@ -286,9 +285,8 @@ export function attentionGrad(begin: i32, end: i32): void {
         const first = (max(0, lowest(here, rows, S) - s0 - lo) / NR) * NR;
         const last = highest(here, rows) - s0 - lo;
         const offset = atBlock + i0 * H * D;
-        packA(packedQ, at(ptr(0), offset), qs, 1, rows, D);
-        scaleBlock(packedQ, MR * D, scale);
-        packA(packedO, at(ptr(14), offset), qs, 1, rows, D);
+        packA(packedQ, 0, at(ptr(0), offset), qs, 1, rows, D, scale);
+        packA(packedO, 0, at(ptr(14), offset), qs, 1, rows, D, 1);
         for (let j = first; j < last; j += NR) {
           tile(D, packedQ, STEP_A, at(packedK, (lo + j) * D), STEP_B, at(p, i0 * ld + j), ld);
           tile(D, packedO, STEP_A, at(packedV, (lo + j) * D), STEP_B, at(ds, i0 * ld + j), ld);
@@ -312,8 +310,8 @@ export function attentionGrad(begin: i32, end: i32): void {
           copy(at(ptr(15), offset + i * H * D), at(sums, i * wide), D);
         }
       }
-      packB(blockQ, at(ptr(0), atBlock), qs, 1, count, D, F32);
-      packB(blockO, at(ptr(14), atBlock), qs, 1, count, D, F32);
+      packB(blockQ, count * NR, at(ptr(0), atBlock), qs, 1, count, D, F32);
+      packB(blockO, count * NR, at(ptr(14), atBlock), qs, 1, count, D, F32);
       let q0 = 0; // queries before it see nothing from key s on
       for (let s = 0; s < m; s += MR) {
         while (q0 < count && load<i32>(inBlock + (<usize>q0 << 3), 4) - s0 - lo <= s) q0++;

@@ -15,7 +15,7 @@ export const SCRATCH: usize = 328; // address of thread 0's scratch
 export const SCRATCH_BYTES: usize = 332; // scratch bytes per thread
 export const MAY_WAIT: usize = 336; // 0 on a browser's main thread, where blocking is forbidden
 export const SPINS: usize = 340; // loop rounds before a worker goes to sleep
-export const ARGS: usize = 384; // up to 32 slots of 4 bytes
+export const ARGS: usize = 384; // up to 64 slots of 4 bytes
 
 /**
  * Index of this thread: 0 is the caller, workers count from 1. One instance per thread, so a global is thread-local. (As a

@@ -1,5 +1,5 @@
 /**
- * Matrix product C = alpha · A · B (+ C), single precision, after Goto & van de Geijn (2008): operands are packed into
+ * Matrix products C = Σ alpha · A · B (+ C), single precision, after Goto & van de Geijn (2008): operands are packed into
  * panels that the micro-kernel reads in order, a 6 × 8 tile of C stays in twelve vector registers over the whole inner loop.
  * Strides describe transposed operands: element (i, k) of A is at a + (i·ars + k·acs)·4.
  *
@@ -13,10 +13,12 @@ export const NR: i32 = 8;
 const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 144 KiB, in the level-2 cache
 const KC: i32 = 384; // largest depth of a block: a panel of B is KC·NR·4 = 12 KiB, in the level-1 cache
 const NC: i32 = 1024; // columns of B packed at once: 1.5 MiB
+const KC_IN_PLACE: i32 = 128; // depth of a block when A is read in place across its rows, a cache line per step
+const RIDE: i32 = 128; // depth that later terms may add to a block: the rank of an adapter
 
-/** Scratch bytes that `product` uses: one packed block of A, one of B, one tile. */
+/** Scratch bytes of `gemm`: one packed block of A, one of B, one tile. */
 export function productScratch(): usize {
-  return <usize>(MC * KC + KC * NC + MR * NR) << 2;
+  return <usize>((MC + NC) * (KC + RIDE) + MR * NR) << 2;
 }
 
 const F32: i32 = 0;
@@ -40,11 +42,15 @@ function loadAs(p: usize, index: isize, type: i32): f32 {
   return type == BF16 ? reinterpret<f32>(bits << 16) : half(bits);
 }
 
-/** Packs `rows` × `depth` of A into panels [rows / 6][depth][6], zero-filled. */
-export function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, depth: i32): void {
+/**
+ * Packs `rows` × `depth` of A, times `scale`, into panels [rows / 6][…][6], zero-filled. `panel` is the length of a panel: a
+ * block may hold several terms, one below the other, and `to` is the place of this one in the first panel.
+ */
+export function packA(to: usize, panel: i32, a: usize, rs: isize, cs: isize, rows: i32, depth: i32, scale: f32): void {
   for (let i = 0; i < rows; i += MR) {
     const live = min(MR, rows - i);
     const from = a + ((<isize>i * rs) << 2);
+    const start = to;
     if (live == MR && cs == 1) {
       const r1 = from + (rs << 2), r2 = r1 + (rs << 2), r3 = r2 + (rs << 2), r4 = r3 + (rs << 2), r5 = r4 + (rs << 2);
       let k = 0;
@@ -91,13 +97,23 @@ export function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, dept
         to += 24;
       }
     }
+    if (scale != 1) {
+      const f = f32x4.splat(scale);
+      let p = start;
+      for (; p + 16 <= to; p += 16) v128.store(p, f32x4.mul(v128.load(p), f));
+      for (; p < to; p += 4) store<f32>(p, load<f32>(p) * scale);
+    }
+    to = start + (<usize>panel << 2);
   }
 }
 
-/** Packs `depth` × `columns` of B into panels [columns / 8][depth][8], zero-filled, converted to f32. */
-export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32): void {
+/** Packs `depth` × `columns` of B into panels [columns / 8][…][8] of length `panel`, zero-filled, converted to f32. */
+export function packB(
+  to: usize, panel: i32, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32,
+): void {
   for (let j = 0; j < columns; j += NR) {
     const live = min(NR, columns - j);
+    const start = to;
     if (type == F32 && live == NR && cs == 1) {
       let p = b + (<usize>j << 2);
       for (let k = 0; k < depth; k++) {
@@ -161,6 +177,7 @@ export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, col
         to += 32;
       }
     }
+    to = start + (<usize>panel << 2);
   }
 }
 
@@ -236,25 +253,26 @@ export function tileAdd(depth: i32, a: usize, stepA: usize, b: usize, stepB: usi
   v128.store(c, c50); v128.store(c, c51, 16);
 }
 
-/** The tile with rows of A in place that run along k: row r starts at a + r·lda·4. A tenth slower, but nothing to pack. */
+/** The tile with rows of A in place that run along k: row r starts at a + r·lda·4. A little slower, but nothing to pack. */
 export function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: usize, ldc: isize): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
   let c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
-  const a1 = a + (lda << 2), a2 = a1 + (lda << 2), a3 = a2 + (lda << 2), a4 = a3 + (lda << 2), a5 = a4 + (lda << 2);
-  for (let o: usize = 0, end = <usize>depth << 2; o < end; o += 4) {
+  let a1 = a + (lda << 2), a2 = a1 + (lda << 2), a3 = a2 + (lda << 2), a4 = a3 + (lda << 2), a5 = a4 + (lda << 2);
+  for (let k = 0; k < depth; k++) {
     const b0 = v128.load(b), b1 = v128.load(b, 16);
-    let x = v128.load32_splat(a + o);
+    let x = v128.load32_splat(a);
     c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
-    x = v128.load32_splat(a1 + o);
+    x = v128.load32_splat(a1);
     c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
-    x = v128.load32_splat(a2 + o);
+    x = v128.load32_splat(a2);
     c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
-    x = v128.load32_splat(a3 + o);
+    x = v128.load32_splat(a3);
     c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
-    x = v128.load32_splat(a4 + o);
+    x = v128.load32_splat(a4);
     c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
-    x = v128.load32_splat(a5 + o);
+    x = v128.load32_splat(a5);
     c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
+    a += 4; a1 += 4; a2 += 4; a3 += 4; a4 += 4; a5 += 4;
     b += stepB;
   }
   const step = ldc << 2;
@@ -264,6 +282,30 @@ export function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usiz
   v128.store(c, c30); v128.store(c, c31, 16); c += step;
   v128.store(c, c40); v128.store(c, c41, 16); c += step;
   v128.store(c, c50); v128.store(c, c51, 16);
+}
+
+/** The first four rows of a tile, for what six do not divide. */
+export function tile4(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+  let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+  let c30 = c00, c31 = c00;
+  for (let k = 0; k < depth; k++) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load32_splat(a);
+    c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
+    x = v128.load32_splat(a, 4);
+    c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
+    x = v128.load32_splat(a, 8);
+    c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
+    x = v128.load32_splat(a, 12);
+    c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
+    a += stepA;
+    b += stepB;
+  }
+  const step = ldc << 2;
+  v128.store(c, c00); v128.store(c, c01, 16); c += step;
+  v128.store(c, c10); v128.store(c, c11, 16); c += step;
+  v128.store(c, c20); v128.store(c, c21, 16); c += step;
+  v128.store(c, c30); v128.store(c, c31, 16);
 }
 
 /** C[high, wide] = the tile in scratch, added to C when `add`. */
@@ -284,121 +326,136 @@ function combine(c: usize, ldc: isize, from: usize, high: i32, wide: i32, add: b
   }
 }
 
-/** p ← p · factor for `count` floats, rounded up to whole vectors. */
-export function scaleBlock(p: usize, count: i32, factor: f32): void {
-  const f = f32x4.splat(factor);
-  for (const end = p + (<usize>count << 2); p < end; p += 16) v128.store(p, f32x4.mul(v128.load(p), f));
+// ---- the job ----
+// Slots: 0 c, 1 m, 2 n, 3 accumulate, 4 cut (0 columns, 1 rows), 5 tiles of the cut dimension, 6 terms, 7 and 8 elements
+// from one A and B of a batch to the next (first term), then for each term: a, b, k, ars, acs, brs, bcs, type of b, alpha.
+const TERM: i32 = 9;
+const TERM_SLOTS: i32 = 9;
+
+/**
+ * C[rows, columns] at (i, j) = Σ alpha · A · B over the terms, added to C when `accumulate`. Terms of little depth share
+ * a block with the one before them, so that an adapter's product costs no pass over C of its own.
+ */
+function product(c: usize, i: i32, rows: i32, j: i32, columns: i32, batch: i32): void {
+  const terms = int(6), ldc = <isize>int(2);
+  const packedA = scratch(), packedB = packedA + (<usize>(MC * (KC + RIDE)) << 2);
+  const edge = packedB + (<usize>(NC * (KC + RIDE)) << 2);
+  for (let j0 = 0; j0 < columns; j0 += NC) {
+    const nc = min(NC, columns - j0);
+    let add = int(3) != 0;
+    for (let t = 0, k0 = 0; t < terms; ) {
+      // the block: depth kc of term t from k0, and as many small terms behind it as fit
+      const first = TERM + t * TERM_SLOTS, k = int(first + 2);
+      const acrossRows = int(first + 3) == 1 && int(first + 4) != 1 && int(2) <= 2 * NR && terms == 1;
+      const most = acrossRows ? KC_IN_PLACE : KC;
+      const blocks = (k + most - 1) / most;
+      const kc = k == 0 ? 0 : min((k + blocks - 1) / blocks, k - k0);
+      let depth = kc, next = t;
+      if (k0 + kc == k) {
+        next = t + 1;
+        while (next < terms && depth + int(TERM + next * TERM_SLOTS + 2) <= kc + RIDE) {
+          depth += int(TERM + next * TERM_SLOTS + 2);
+          next++;
+        }
+      }
+      if (depth > 0) {
+        block(c, i, rows, j + j0, nc, batch, t, max(next, t + 1), k0, kc, depth, add, packedA, packedB, edge, ldc);
+        add = true;
+      }
+      k0 = next == t ? k0 + kc : 0;
+      t = next;
+    }
+    if (!add) {
+      for (let r = 0; r < rows; r++) memory.fill(c + ((<isize>(i + r) * ldc + <isize>(j + j0)) << 2), 0, <usize>nc << 2);
+    }
+  }
 }
 
-/** C[m, n] (row stride ldc) = alpha · A · B, added to C when `accumulate`. One thread; `work` has `productScratch()` bytes. */
-function product(
-  m: i32, n: i32, k: i32,
-  a: usize, ars: isize, acs: isize,
-  b: usize, brs: isize, bcs: isize, type: i32,
-  c: usize, ldc: isize,
-  alpha: f32, accumulate: bool, work: usize,
+/** One block of `product`: `kc` of term `t` from `k0`, and the whole terms up to `last`, `depth` in all. */
+function block(
+  c: usize, i: i32, rows: i32, j: i32, nc: i32, batch: i32,
+  t: i32, last: i32, k0: i32, kc: i32, depth: i32, add: bool,
+  packedA: usize, packedB: usize, edge: usize, ldc: isize,
 ): void {
-  const packedA = work;
-  const packedB = packedA + (<usize>(MC * KC) << 2);
-  const edge = packedB + (<usize>(KC * NC) << 2);
-  const shift: usize = type == F32 ? 2 : 1;
-  if (k == 0) {
-    if (!accumulate) for (let i = 0; i < m; i++) memory.fill(c + ((<isize>i * ldc) << 2), 0, <usize>n << 2);
-    return;
+  const single = last == t + 1;
+  const first = TERM + t * TERM_SLOTS;
+  // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
+  const brs0 = <isize>int(first + 5);
+  const directB = single && int(first + 7) == F32 && int(first + 6) == 1 && rows <= 2 * MR ? nc - (nc % NR) : 0;
+  const ars0 = <isize>int(first + 3), acs0 = <isize>int(first + 4);
+  const mayDirectA = single && (acs0 == 1 || ars0 == 1) && nc <= 2 * NR && float(first + 8) == 1;
+  for (let u = t, at = 0; u < last; u++) {
+    const s = TERM + u * TERM_SLOTS, type = int(s + 7), brs = <isize>int(s + 5), bcs = <isize>int(s + 6);
+    const shift: usize = type == F32 ? 2 : 1;
+    const from = u == t ? k0 : 0, deep = u == t ? kc : int(s + 2);
+    const b = ptr(s + 1) + ((<isize>batch * int(8) + <isize>from * brs + <isize>(j + directB) * bcs) << shift);
+    if (directB < nc) packB(packedB + (<usize>(directB * depth + at * NR) << 2), depth * NR, b, brs, bcs, deep, nc - directB, type);
+    at += deep;
   }
-  const blocks = (k + KC - 1) / KC;
-  const depth = (k + blocks - 1) / blocks; // blocks of equal depth
-  for (let j0 = 0; j0 < n; j0 += NC) {
-    const nc = min(NC, n - j0);
-    for (let k0 = 0; k0 < k; k0 += depth) {
-      const kc = min(depth, k - k0);
-      const add = accumulate || k0 > 0;
-      const blockB = b + ((<isize>k0 * brs + <isize>j0 * bcs) << shift);
-      // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
-      const directB = type == F32 && bcs == 1 && m <= 2 * MR ? nc - (nc % NR) : 0;
-      if (directB < nc) {
-        packB(packedB + (<usize>(directB * kc) << 2), blockB + ((<isize>directB * bcs) << shift), brs, bcs, kc, nc - directB, type);
-      }
-      for (let i0 = 0; i0 < m; i0 += MC) {
-        const mc = min(MC, m - i0);
-        const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << 2);
-        const directA = (acs == 1 || ars == 1) && nc <= 2 * NR && alpha == 1 ? mc - (mc % MR) : 0;
-        if (directA < mc) {
-          packA(packedA + (<usize>(directA * kc) << 2), blockA + ((<isize>directA * ars) << 2), ars, acs, mc - directA, kc);
-          if (alpha != 1) scaleBlock(packedA, ((mc + MR - 1) / MR) * MR * kc, alpha);
-        }
-        for (let j = 0; j < nc; j += NR) {
-          const inB = j < directB;
-          const panelB = inB ? blockB + (<usize>j << 2) : packedB + (<usize>(j * kc) << 2);
-          const stepB: usize = inB ? brs << 2 : NR << 2;
-          const wide = min(NR, nc - j);
-          for (let i = 0; i < mc; i += MR) {
-            const inA = i < directA;
-            const panelA = inA ? blockA + ((<isize>i * ars) << 2) : packedA + (<usize>(i * kc) << 2);
-            const stepA: usize = inA ? acs << 2 : MR << 2;
-            const alongK = inA && acs == 1;
-            const at = c + ((<isize>(i0 + i) * ldc + <isize>(j0 + j)) << 2);
-            const high = min(MR, mc - i);
-            // several calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
-            if (high == MR && wide == NR && !add) {
-              if (alongK) tileRows(kc, panelA, ars, panelB, stepB, at, ldc);
-              else tile(kc, panelA, stepA, panelB, stepB, at, ldc);
-            } else {
-              // sums of blocks are added up afterwards: one long chain of additions would round more
-              if (alongK) tileRows(kc, panelA, ars, panelB, stepB, edge, NR);
-              else tile(kc, panelA, stepA, panelB, stepB, edge, NR);
-              combine(at, ldc, edge, high, wide, add);
-            }
-          }
+  const blockB = ptr(first + 1) + ((<isize>batch * int(8) + <isize>k0 * brs0 + <isize>j) << 2);
+  for (let i0 = 0; i0 < rows; i0 += MC) {
+    const mc = min(MC, rows - i0);
+    const directA = mayDirectA ? mc - (mc % MR) : 0;
+    for (let u = t, at = 0; u < last; u++) {
+      const s = TERM + u * TERM_SLOTS, ars = <isize>int(s + 3), acs = <isize>int(s + 4);
+      const from = u == t ? k0 : 0, deep = u == t ? kc : int(s + 2);
+      const a = ptr(s) + ((<isize>batch * int(7) + <isize>(i + i0 + directA) * ars + <isize>from * acs) << 2);
+      if (directA < mc) packA(packedA + (<usize>(directA * depth + at * MR) << 2), depth * MR, a, ars, acs, mc - directA, deep, float(s + 8));
+      at += deep;
+    }
+    const blockA = ptr(first) + ((<isize>batch * int(7) + <isize>(i + i0) * ars0 + <isize>k0 * acs0) << 2);
+    for (let q = 0; q < nc; q += NR) {
+      const inB = q < directB;
+      const panelB = inB ? blockB + (<usize>q << 2) : packedB + (<usize>(q * depth) << 2);
+      const stepB: usize = inB ? brs0 << 2 : NR << 2;
+      const wide = min(NR, nc - q);
+      for (let r = 0; r < mc; r += MR) {
+        const inA = r < directA;
+        const panelA = inA ? blockA + ((<isize>r * ars0) << 2) : packedA + (<usize>(r * depth) << 2);
+        const stepA: usize = inA ? acs0 << 2 : MR << 2;
+        const alongK = inA && acs0 == 1;
+        const at = c + ((<isize>(i + i0 + r) * ldc + <isize>(j + q)) << 2);
+        const high = min(MR, mc - r);
+        // two calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
+        if (wide == NR && high == MR && !add) {
+          if (alongK) tileRows(depth, panelA, ars0, panelB, stepB, at, ldc);
+          else tile(depth, panelA, stepA, panelB, stepB, at, ldc);
+        } else if (wide == NR && high == 4 && !add) {
+          tile4(depth, panelA, stepA, panelB, stepB, at, ldc);
+        } else {
+          // sums of blocks are added up afterwards: one long chain of additions would round more
+          if (alongK) tileRows(depth, panelA, ars0, panelB, stepB, edge, NR);
+          else if (high <= 4) tile4(depth, panelA, stepA, panelB, stepB, edge, NR);
+          else tile(depth, panelA, stepA, panelB, stepB, edge, NR);
+          combine(at, ldc, edge, high, wide, add);
         }
       }
     }
   }
 }
 
-/**
- * The job: tasks are batch × tiles of the cut dimension.
- * Slots: 0 a, 1 b, 2 c, 3 m, 4 n, 5 k, 6 ars, 7 acs, 8 brs, 9 bcs, 10 strideA, 11 strideB (elements), 12 type of b,
- * 13 alpha, 14 accumulate, 15 cut (0 columns, 1 rows), 16 tiles of the cut dimension.
- */
+/** C = Σ alpha · op(A) · op(B) (+ C). Tasks are batch × tiles of the cut dimension. */
 export function gemm(begin: i32, end: i32): void {
-  const a = ptr(0), b = ptr(1), c = ptr(2);
-  const m = int(3), n = int(4), k = int(5);
-  const ars = <isize>int(6), acs = <isize>int(7), brs = <isize>int(8), bcs = <isize>int(9);
-  const type = int(12);
-  const shift: usize = type == F32 ? 2 : 1;
-  const alpha = float(13);
-  const accumulate = int(14) != 0;
-  const rows = int(15) != 0;
-  const tiles = int(16);
-  const work = scratch();
+  const m = int(1), n = int(2), rows = int(4) != 0, tiles = int(5);
   while (begin < end) {
     const batch = begin / tiles;
     const first = begin - batch * tiles;
     const last = min(tiles, first + (end - begin));
-    const ab = a + (<usize>(batch * int(10)) << 2);
-    const bb = b + (<usize>(batch * int(11)) << shift);
-    const cb = c + (<usize>(batch * m * n) << 2);
-    if (rows) {
-      const i = first * MR;
-      product(min(m, last * MR) - i, n, k, ab + ((<isize>i * ars) << 2), ars, acs, bb, brs, bcs, type, cb + (<usize>(i * n) << 2), n, alpha, accumulate, work);
-    } else {
-      const j = first * NR;
-      product(m, min(n, last * NR) - j, k, ab, ars, acs, bb + ((<isize>j * bcs) << shift), brs, bcs, type, cb + (<usize>j << 2), n, alpha, accumulate, work);
-    }
+    const c = ptr(0) + (<usize>(batch * m * n) << 2);
+    if (rows) product(c, first * MR, min(m, last * MR) - first * MR, 0, n, batch);
+    else product(c, 0, m, first * NR, min(n, last * NR) - first * NR, batch);
     begin += last - first;
   }
 }
 
 /**
  * y[n] = alpha · W[n, k] · x (+ y): the product with one row, as in decoding. Rows of W are contiguous (brs = 1, bcs = stride).
- * Slots as `gemm`; tasks are groups of 4 rows of W.
+ * Slots as `gemm`, one term; tasks are groups of 4 rows of W.
  */
 export function gemv(begin: i32, end: i32): void {
-  const x = ptr(0), w = ptr(1), y = ptr(2);
-  const n = int(4), k = int(5), stride = <isize>int(9), type = int(12);
-  const alpha = float(13);
-  const accumulate = int(14) != 0;
+  const y = ptr(0), n = int(2), accumulate = int(3) != 0;
+  const x = ptr(TERM), w = ptr(TERM + 1), k = int(TERM + 2), stride = <isize>int(TERM + 6), type = int(TERM + 7);
+  const alpha = float(TERM + 8);
   const shift: usize = type == F32 ? 2 : 1;
   for (let task = begin; task < end; task++) {
     for (let j = task * 4, last = min(n, task * 4 + 4); j < last; j++) {

@@ -60,6 +60,16 @@ export interface MatmulSpec {
   alpha: number;
 }
 
+/** One more product that is added to a matmul without a batch: alpha · A · op(B), A `[m, k]`, B `[k, n]` or, transposed, `[n, k]`. */
+export interface MatmulTerm {
+  a: Storage;
+  b: Storage;
+  k: number;
+  transposeB: boolean;
+  dtypeB: DType;
+  alpha: number;
+}
+
 /** Shapes of attention: q and out `[B, T, H, D]`, k and v `[B, S, G, D]`, log-sum-exp `[B, H, T]`. */
 export interface AttentionSpec {
   batch: number;
@@ -175,8 +185,11 @@ export interface Backend {
   ): Storage;
 
   // ---- matrix products and LLaMA ----
-  /** The result is `[batch, m, n]`; see MatmulSpec. With `into`, the product is added to it and it is returned (an update kernel). */
-  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage;
+  /**
+   * The result is `[batch, m, n]`; see MatmulSpec. With `into`, the product is added to it and it is returned (an update kernel).
+   * The products of `plus` (when batch is 1) are added too: a linear layer and its adapter in one.
+   */
+  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus?: readonly MatmulTerm[]): Storage;
   /**
    * Rotary embedding, half-split as in Hugging Face: x `[tokens, heads, D]`, positions i32 `[tokens]`, cos and sin
    * `[maxPositions, D/2]`. For j < D/2, with c, s at (position, j) and s negated when `inverse`:

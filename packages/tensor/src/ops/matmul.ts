@@ -11,6 +11,8 @@ export interface MatmulOptions {
   alpha?: number;
   /** Adds the product to this tensor, in place, and returns it. */
   into?: Tensor;
+  /** More products that are added: alpha · a · op(b) each, of matrices. The cheapest way to add an adapter's. */
+  plus?: readonly { a: Tensor; b: Tensor; transposeB?: boolean; alpha?: number }[];
 }
 
 /**
@@ -18,8 +20,9 @@ export interface MatmulOptions {
  * plain matrix shared by all. b may be stored in bf16 or f16. Throws on wrong shapes, dtypes or mixed backends.
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
-  const { transposeA = false, transposeB = false, alpha = 1, into } = options;
-  const backend = backendOf('matmul', a, b, ...(into ? [into] : []));
+  const { transposeA = false, transposeB = false, alpha = 1, into, plus = [] } = options;
+  const others = plus.flatMap((term) => [term.a, term.b]);
+  const backend = backendOf('matmul', a, b, ...(into ? [into] : []), ...others);
   expectDType('matmul', 'a', a, 'f32');
   expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16');
   expectThat(
@@ -57,7 +60,22 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     dtypeB: b.dtype,
     alpha,
   };
-  const storage = backend.matmul(a.storage, b.storage, spec, into?.storage);
+  expectThat(
+    plus.length <= 2 && (plus.length === 0 || batch === 1),
+    'matmul',
+    'at most 2 further products, and no batch',
+    `${plus.length} and a batch of ${batch}`,
+  );
+  const terms = plus.map((term) => {
+    const { transposeB: flip = false, alpha: factor = 1 } = term;
+    const inner = term.a.shape.at(-1)!;
+    expectDType('matmul', 'a of a further product', term.a, 'f32');
+    expectDType('matmul', 'b of a further product', term.b, 'f32', 'bf16', 'f16');
+    expectShape('matmul', 'a of a further product', term.a, [m, inner]);
+    expectShape('matmul', 'b of a further product', term.b, flip ? [n, inner] : [inner, n]);
+    return { a: term.a.storage, b: term.b.storage, k: inner, transposeB: flip, dtypeB: term.b.dtype, alpha: factor };
+  });
+  const storage = backend.matmul(a.storage, b.storage, spec, into?.storage, terms);
   if (!into) return Tensor.wrap(shape, 'f32', storage, backend);
   into.replaceStorage(storage);
   return into;

@@ -326,18 +326,26 @@ const matmulInput = fc
     dtypeB: fc.constantFrom('f32', 'bf16', 'f16'),
     alpha: fc.constantFrom(1, -0.5, 0.3),
     into: fc.boolean(),
+    /** Depths of further products. */
+    plus: fc.array(fc.constantFrom(0, 1, 3, 8, 16, 130), { maxLength: 2 }),
     seed,
   })
   .map((i) => {
     const { batch, m, n, k, transposeA, transposeB, sharedA, sharedB, dtypeB, alpha, into, seed } = i;
     const strideA = sharedA ? 0 : m * k;
     const strideB = sharedB ? 0 : k * n;
+    const spec = { batch, m, n, k, transposeA, transposeB, strideA, strideB, dtypeB, alpha };
     return {
       ...i,
-      spec: { batch, m, n, k, transposeA, transposeB, strideA, strideB, dtypeB, alpha },
+      spec,
       a: floats(seed, (sharedA ? 1 : batch) * m * k),
       b: table(seed + 1, (sharedB ? 1 : batch) * k * n, dtypeB),
       c: into ? floats(seed + 2, batch * m * n) : undefined,
+      plus: (batch === 1 ? i.plus : []).map((k, t) => ({
+        spec: { ...spec, k, transposeA: false, transposeB: t === 0, dtypeB: t === 0 ? dtypeB : 'f32', alpha: t - 0.5 },
+        a: floats(seed + 3 + t, m * k),
+        b: table(seed + 5 + t, k * n, t === 0 ? dtypeB : 'f32'),
+      })),
     };
   });
 
@@ -698,9 +706,10 @@ export const cases: Record<KernelName, Case<unknown>> = {
     relative: 1e-6,
   }),
   crossEntropyUpdate: kernel({
-    inputs: fc.record({ i: crossEntropyInput, scale: fc.constantFrom(1, 0.25) }).map(({ i, scale }) => ({ ...i, scale })),
-    call: (backend, s, i) =>
-      backend.crossEntropyUpdate(s.state(i.logits), s.i32(i.labels), i.rows, i.columns, i.scale),
+    inputs: fc
+      .record({ i: crossEntropyInput, scale: fc.constantFrom(1, 0.25) })
+      .map(({ i, scale }) => ({ ...i, scale })),
+    call: (backend, s, i) => backend.crossEntropyUpdate(s.state(i.logits), s.i32(i.labels), i.rows, i.columns, i.scale),
     expected: (i) => ({
       loss: { values: reference.crossEntropy(i.logits, i.labels, i.rows, i.columns).loss, scale: i.magnitude },
       logits: {
@@ -722,14 +731,18 @@ export const cases: Record<KernelName, Case<unknown>> = {
     inputs: matmulInput,
     call: (backend, s, i) => {
       const c = i.c && s.state(i.c);
-      return { c: backend.matmul(s.f32(i.a), s.upload(i.b.data, i.dtypeB), i.spec, c) };
+      const plus = i.plus.map(({ a, b, spec }) => ({ ...spec, a: s.f32(a), b: s.upload(b.data, spec.dtypeB) }));
+      return { c: backend.matmul(s.f32(i.a), s.upload(i.b.data, i.dtypeB), i.spec, c, plus) };
     },
-    expected: (i) => ({
-      c: {
-        values: reference.matmul(i.a, i.b.values, i.spec, i.c),
-        scale: 1 + maxAbs(reference.matmul(absolute(i.a), absolute(i.b.values), i.spec)),
-      },
-    }),
+    expected: (i) => {
+      let values = reference.matmul(i.a, i.b.values, i.spec, i.c);
+      let scale = 1 + maxAbs(reference.matmul(absolute(i.a), absolute(i.b.values), i.spec));
+      for (const { a, b, spec } of i.plus) {
+        values = reference.matmul(a, b.values, spec, values);
+        scale += maxAbs(reference.matmul(absolute(a), absolute(b.values), spec));
+      }
+      return { c: { values, scale } };
+    },
     relative: 1e-6,
   }),
   rope: kernel({

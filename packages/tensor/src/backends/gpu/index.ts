@@ -11,6 +11,7 @@ import type {
   Backend,
   BinaryOp,
   MatmulSpec,
+  MatmulTerm,
   MemoryInfo,
   ReduceOp,
   SgdSpec,
@@ -363,7 +364,19 @@ class GpuBackend implements Backend {
 
   // ---- matrix products and LLaMA ----
 
-  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage {
+  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus: readonly MatmulTerm[] = []): Storage {
+    let sum = this.#product(a, b, spec, into);
+    for (const term of plus) {
+      const { k, transposeB, dtypeB, alpha } = term;
+      const more = { ...spec, k, transposeA: false, transposeB, strideA: 0, strideB: 0, dtypeB, alpha };
+      const next = this.#product(term.a, term.b, more, sum);
+      if (next !== sum && sum !== into) this.free(sum);
+      sum = next;
+    }
+    return sum;
+  }
+
+  #product(a: Storage, b: Storage, spec: MatmulSpec, into: Storage | undefined): Storage {
     const { batch, m, n, k, transposeA, transposeB, strideA, strideB, dtypeB, alpha } = spec;
     const total = batch * m * n;
     const [layersA, layersB] = [strideA === 0 ? 1 : batch, strideB === 0 ? 1 : batch];

@@ -10,6 +10,7 @@ import type {
   Backend,
   BinaryOp,
   MatmulSpec,
+  MatmulTerm,
   MemoryInfo,
   ReduceOp,
   SgdSpec,
@@ -78,6 +79,8 @@ const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2 };
 const BLOCK = 1024; // elements of an elementwise task (assembly/elementwise.ts)
 const TILE_ROWS = 6;
 const TILE_COLUMNS = 8;
+const TERM = 9; // first slot of the terms of a matrix product, and slots of each (assembly/gemm.ts)
+const TERM_SLOTS = 9;
 const QUERY_BLOCK = 96; // queries of an attention task, a multiple of TILE_ROWS
 const GRAD_BLOCK = 48; // queries whose scores the gradient of attention holds at once
 const FEW_QUERIES = 4; // so many read keys and values in place
@@ -449,26 +452,32 @@ export class WasmBackend implements Backend {
   }
 
   // ---- matrix products and LLaMA ----
-  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage): Storage {
-    const { batch, m, n, k } = spec;
-    const c = (into as Block | undefined) ?? this.result(batch * m * n, [a, b]);
-    if (batch * m * n === 0) return c;
-    const [ars, acs] = spec.transposeA ? [1, m] : [k, 1];
-    const [brs, bcs] = spec.transposeB ? [1, k] : [n, 1];
-    const type = TYPES[spec.dtypeB]!;
-    const call = this.args(this.at(a), this.at(b), this.at(c), m, n, k, ars, acs, brs, bcs, spec.strideA, spec.strideB);
-    call.int(12, type);
-    call.float(13, spec.alpha);
-    call.int(14, into ? 1 : 0);
-    if (m === 1 && batch === 1 && spec.transposeB) {
+  matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus: readonly MatmulTerm[] = []): Storage {
+    const { batch, m, n, k, transposeA, transposeB, strideA, strideB } = spec;
+    const operands = plus.flatMap((term) => [term.a, term.b]);
+    const c = into ? (into as Block) : this.result(batch * m * n, [a, b, ...operands]);
+    const call = this.args(this.at(c), m, n, into ? 1 : 0);
+    const terms = [{ ...spec, a, b }, ...plus.map((term) => ({ ...term, transposeA: false }))];
+    call.int(6, terms.length);
+    call.int(7, strideA);
+    call.int(8, strideB);
+    terms.forEach((term, t) => {
+      const stepsA = term.transposeA ? [1, m] : [term.k, 1];
+      const stepsB = term.transposeB ? [1, term.k] : [n, 1];
+      const first = TERM + t * TERM_SLOTS;
+      const slots = [this.at(term.a), this.at(term.b), term.k, ...stepsA, ...stepsB, TYPES[term.dtypeB]!];
+      slots.forEach((value, i) => call.int(first + i, value));
+      call.float(first + slots.length, term.alpha);
+    });
+    if (m === 1 && batch === 1 && transposeB && plus.length === 0) {
       call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * k + 1))));
       return c;
     }
     // cut the longer side: each thread then packs its own part of it, and only the shorter operand twice
     const rows = m > n;
     const tiles = rows ? Math.ceil(m / TILE_ROWS) : Math.ceil(n / TILE_COLUMNS);
-    call.int(15, rows ? 1 : 0);
-    call.int(16, tiles);
+    call.int(4, rows ? 1 : 0);
+    call.int(5, tiles);
     const perTile = (rows ? TILE_ROWS * n : TILE_COLUMNS * m) * k;
     call.run(JOBS.gemm, batch * tiles, Math.max(1, Math.ceil(65_536 / (perTile + 1))));
     return c;

@@ -31,6 +31,7 @@ const SCRATCH_BYTES = 332;
 const MAY_WAIT = 336;
 const SPINS = 340;
 const ARGS = 384;
+const ARG_SLOTS = 64;
 const HEAP = 8192;
 
 const PAGE = 65536;
@@ -78,8 +79,8 @@ export class WasmRuntime {
       .exports as unknown as Exports;
     this.buffer = this.memory.buffer;
     this.renewViews();
-    this.argInts = new Int32Array(this.buffer, ARGS, 32);
-    this.argFloats = new Float32Array(this.buffer, ARGS, 32);
+    this.argInts = new Int32Array(this.buffer, ARGS, ARG_SLOTS);
+    this.argFloats = new Float32Array(this.buffer, ARGS, ARG_SLOTS);
     this.allocator = new Allocator(HEAP, INITIAL_PAGES * PAGE, (end) => this.grow(end));
     this.i32[MAY_WAIT >> 2] = node ? 1 : 0;
     this.i32[SPINS >> 2] = SPIN_ROUNDS;
