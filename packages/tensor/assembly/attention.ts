@@ -1,23 +1,21 @@
 /**
  * Attention with one window of keys per query, forward and backward, on the register tiles of `gemm.ts`.
  *
- * Six queries at a time meet the keys that their windows hold: their scores are rows in scratch, which the softmax turns
- * into probabilities in place, so memory grows with the number of keys and not with its square (Dao et al. 2022, without
- * the split over keys: six rows of scores fit the cache). The backward pass recomputes the probabilities from the saved
- * log-sum-exp. Keys and values are packed once for all queries of a head; heads that share keys read them in place.
+ * Eight queries at a time meet the keys that their windows hold. Their scores stand as [keys][8 queries] in scratch, a query in
+ * each lane, and the softmax turns them into probabilities in place; so memory grows with the number of keys and not with
+ * its square (Dao et al. 2022, without the split over keys: a column of scores fits the cache). The backward pass recomputes the
+ * probabilities from the saved log-sum-exp. Heads that share keys read them in place; keys and values are packed once per head.
  *
  * Slots: 0 q, 1 k, 2 v, 3 ranges, 4 out, 5 lse, 6 batch, 7 T, 8 S, 9 H, 10 G, 11 D, 12 scale, 13 block of queries,
  * and for the gradient 14 dout, 15 dq, 16 dk, 17 dv.
  */
 import { float, int, ptr, scratch } from './control';
-import { MR, NR, packA, packB, tile, tileAdd, tileRows } from './gemm';
-import { expNegative4, log1, madd, max4, sum4 } from './simd';
+import { MR, NR, STEP_A, STEP_B, packA, packB, tile, tile4, tileRowsAdd } from './gemm';
+import { exponentials, exponentialsOfRow } from './exponential';
+import { log1, madd, max4, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
 const F32: i32 = 0;
-const STEP_A: usize = <usize>MR << 2;
-const STEP_B: usize = <usize>NR << 2;
-const ALIGN: i32 = 24; // both sides of a tile divide it
 
 // @ts-ignore: decorator
 @inline
@@ -51,65 +49,182 @@ function highest(windows: usize, count: i32): i32 {
   return e;
 }
 
-/** Lanes of a vector that starts at `j` which lie in [from, to). */
+// What eight queries see, with keys counted from a base: their windows in memory at `seen` (eight starts, eight ends), and the
+// keys [allFrom, allTo) that all of them see, where nothing needs a mask.
+let allFrom: i32 = 0;
+let allTo: i32 = 0;
+
+function look(seen: usize, windows: usize, rows: i32, base: i32): void {
+  allFrom = 0;
+  allTo = i32.MAX_VALUE;
+  for (let i = 0; i < NR; i++) {
+    let from = 0, to = i32.MAX_VALUE; // lanes without a query see zeros
+    if (i < rows) {
+      from = load<i32>(windows + (<usize>i << 3)) - base;
+      to = load<i32>(windows + (<usize>i << 3), 4) - base;
+      if (to <= from) from = to = 0;
+      allFrom = max(allFrom, from);
+      allTo = min(allTo, to);
+    }
+    store<i32>(at(seen, i), from);
+    store<i32>(at(seen, i + NR), to);
+  }
+}
+
+/** Lanes of key `s` that see it, of the first four queries (`half` = 0) or the others (16). */
 // @ts-ignore: decorator
 @inline
-function inside(j: i32, from: i32, to: i32): v128 {
-  const lanes = i32x4.add(i32x4(0, 1, 2, 3), i32x4.splat(j));
-  return v128.and(i32x4.ge_s(lanes, i32x4.splat(from)), i32x4.lt_s(lanes, i32x4.splat(to)));
+function visible(seen: usize, half: usize, s: i32): v128 {
+  const key = i32x4.splat(s);
+  return v128.and(i32x4.ge_s(key, v128.load(seen + half)), i32x4.lt_s(key, v128.load(seen + half, STEP_B)));
 }
 
-/** Zeroes row[from … to − 1], both multiples of 4. (`memory.fill` costs a call into the engine, too much for short rows.) */
+/** Whether key `s` needs a mask. */
 // @ts-ignore: decorator
 @inline
-function zero(row: usize, from: i32, to: i32): void {
-  for (let j = from; j < to; j += 4) v128.store(at(row, j), f32x4.splat(0));
+function atEdge(s: i32): bool {
+  return s < allFrom || s >= allTo;
 }
 
-/**
- * In place on row[0 … n − 1]: e^(row − shift) on [from, to), which is not empty, 0 elsewhere. Returns the sum. n is a multiple of
- * 4, and so are the ends of what is computed: the entries around a window are numbers too.
- */
-function exponentials(row: usize, n: i32, from: i32, to: i32, shift: f32): f32 {
-  const first = from & ~3, last = (to - 1) & ~3; // vectors that may be cut
-  zero(row, 0, first);
-  zero(row, last + 4, n);
-  const sh = f32x4.splat(shift);
-  let p = at(row, last);
-  let acc = v128.and(expNegative4(f32x4.sub(v128.load(p), sh)), inside(last, from, to));
-  v128.store(p, acc);
-  let acc2 = f32x4.splat(0);
-  if (first < last) {
-    p = at(row, first);
-    acc2 = v128.and(expNegative4(f32x4.sub(v128.load(p), sh)), inside(first, from, to));
-    v128.store(p, acc2);
-  }
-  let j = first + 4;
-  for (; j + 8 <= last; j += 8) {
-    p = at(row, j);
-    const e = expNegative4(f32x4.sub(v128.load(p), sh)), f = expNegative4(f32x4.sub(v128.load(p, 16), sh));
-    v128.store(p, e);
-    v128.store(p, f, 16);
-    acc = f32x4.add(acc, e);
-    acc2 = f32x4.add(acc2, f);
-  }
-  if (j < last) {
-    p = at(row, j);
-    const e = expNegative4(f32x4.sub(v128.load(p), sh));
-    v128.store(p, e);
-    acc = f32x4.add(acc, e);
-  }
-  return sum4(f32x4.add(acc, acc2));
-}
-
-/** Largest entry on [from, to), which is not empty. */
-function largest(row: usize, from: i32, to: i32): f32 {
-  const first = from & ~3, last = (to - 1) & ~3;
+/** Scores that a query does not see become −Infinity; then the largest score of each query, 0 where it sees none. */
+function tops(scores: usize, n: i32, seen: usize, top: usize): void {
   const none = f32x4.splat(LOWEST);
-  let v = v128.bitselect(v128.load(at(row, first)), none, inside(first, from, to));
-  v = f32x4.pmax(v, v128.bitselect(v128.load(at(row, last)), none, inside(last, from, to)));
-  for (let j = first + 4; j < last; j += 4) v = f32x4.pmax(v, v128.load(at(row, j)));
-  return max4(v);
+  let a = none, b = none;
+  for (let s = 0; s < n; s++) {
+    let x = v128.load(scores), y = v128.load(scores, 16);
+    if (atEdge(s)) {
+      x = v128.bitselect(x, none, visible(seen, 0, s));
+      y = v128.bitselect(y, none, visible(seen, 16, s));
+      v128.store(scores, x);
+      v128.store(scores, y, 16);
+    }
+    a = f32x4.pmax(a, x);
+    b = f32x4.pmax(b, y);
+    scores += STEP_B;
+  }
+  v128.store(top, v128.andnot(a, f32x4.eq(a, none)));
+  v128.store(top, v128.andnot(b, f32x4.eq(b, none)), 16);
+}
+
+/** Rows of eight, `step` bytes apart: zero where a query does not see the key. */
+function mask(rows: usize, step: usize, n: i32, seen: usize): void {
+  for (let s = 0; s < n; s++) {
+    if (s == allFrom && allFrom < allTo) s = min(n, allTo);
+    if (s >= n) break;
+    const p = rows + <usize>s * step;
+    v128.store(p, v128.and(v128.load(p), visible(seen, 0, s)));
+    v128.store(p, v128.and(v128.load(p, 16), visible(seen, 16, s)), 16);
+  }
+}
+
+/** sums[d][8] = Σ over `depth` keys of packed[d][key] · columns[key][8]: D rows, of which the last panel may be short. */
+function weigh(D: i32, depth: i32, packed: usize, panel: i32, columns: usize, step: usize, sums: usize): void {
+  for (let d = 0; d < D; d += MR) {
+    const from = at(packed, (d / MR) * panel), to = at(sums, d * NR);
+    if (D - d <= 4) tile4(depth, from, STEP_A, columns, step, to, NR);
+    else tile(depth, from, STEP_A, columns, step, to, NR);
+  }
+}
+
+/** Rows of D numbers, `step` bytes apart, from columns [D][8] times a factor for each row. */
+function writeRows(to: usize, step: usize, rows: i32, D: i32, columns: usize, factor: usize): void {
+  const f = v128.load(factor), g = v128.load(factor, 16);
+  let d = 0;
+  for (; d + 4 <= D; d += 4) {
+    const p = at(columns, d * NR);
+    for (let half = 0; half < rows; half += 4) {
+      const q = at(p, half), scale = half ? g : f;
+      const a = f32x4.mul(v128.load(q), scale), b = f32x4.mul(v128.load(q, 32), scale);
+      const c = f32x4.mul(v128.load(q, 64), scale), e = f32x4.mul(v128.load(q, 96), scale);
+      const t0 = v128.shuffle<i32>(a, b, 0, 4, 1, 5), t1 = v128.shuffle<i32>(c, e, 0, 4, 1, 5);
+      const t2 = v128.shuffle<i32>(a, b, 2, 6, 3, 7), t3 = v128.shuffle<i32>(c, e, 2, 6, 3, 7);
+      let row = at(to, d) + <usize>half * step;
+      v128.store(row, v128.shuffle<i64>(t0, t1, 0, 2));
+      row += step;
+      if (half + 1 < rows) v128.store(row, v128.shuffle<i64>(t0, t1, 1, 3));
+      row += step;
+      if (half + 2 < rows) v128.store(row, v128.shuffle<i64>(t2, t3, 0, 2));
+      row += step;
+      if (half + 3 < rows) v128.store(row, v128.shuffle<i64>(t2, t3, 1, 3));
+    }
+  }
+  for (; d < D; d++) {
+    for (let i = 0; i < rows; i++) {
+      store<f32>(at(to, d) + <usize>i * step, load<f32>(at(columns, d * NR + i)) * load<f32>(at(factor, i)));
+    }
+  }
+}
+
+/** Scratch bytes of `attention` and `attentionFew`. */
+export function attentionScratch(keys: i32, headDim: i32): usize {
+  const n = roundUp(keys, MR), tall = roundUp(headDim, MR);
+  return <usize>(n * (headDim + tall + NR) + NR * (headDim + tall) + 4 * NR) << 2;
+}
+
+/** Tasks: batch × heads × blocks of queries. */
+export function attention(begin: i32, end: i32): void {
+  const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11), block = int(13);
+  const blocks = (T + block - 1) / block;
+  const all = roundUp(S, MR), tall = roundUp(D, MR);
+  const qs = <isize>(H * D), ks = <isize>(G * D);
+  const seen = scratch();
+  const top = at(seen, 2 * NR), sum = at(top, NR); // of each query
+  const packedQ = at(sum, NR); // [D][8]
+  const sums = at(packedQ, D * NR); // [D][8]
+  const scores = at(sums, tall * NR); // [n][8]
+  const packedK = at(scores, all * NR); // times the scale, [n / 6][D][6]
+  const packedV = at(packedK, all * D); // [D / 6][n][6]
+  let held = -1, s0 = 0, n = 0;
+  for (let task = begin; task < end; task++) {
+    const b = task / (H * blocks), h = (task / blocks) % H, nth = task % blocks;
+    // first and last block in turn: under a causal mask every part of the tasks then has its share of the work
+    const t0 = (nth & 1 ? blocks - 1 - (nth >> 1) : nth >> 1) * block;
+    const g = h / (H / G);
+    const windows = ptr(3) + (<usize>(b * T) << 3);
+    if (held != b * G + g) {
+      held = b * G + g;
+      s0 = lowest(windows, T, S);
+      n = max(0, highest(windows, T) - s0);
+      const own = (b * S + s0) * G * D + g * D;
+      packA(packedK, D * MR, at(ptr(1), own), ks, 1, n, D, float(12));
+      packA(packedV, n * MR, at(ptr(2), own), 1, ks, D, n, 1);
+    }
+    for (let t = t0, last = min(T, t0 + block); t < last; t += NR) {
+      const rows = min(NR, last - t);
+      const here = windows + (<usize>t << 3);
+      const lo = (max(0, lowest(here, rows, S) - s0) / MR) * MR;
+      const m = max(0, highest(here, rows) - s0 - lo);
+      const offset = (b * T + t) * H * D + h * D;
+      packB(packedQ, D * NR, at(ptr(0), offset), 1, qs, D, rows, F32);
+      for (let s = 0; s < m; s += MR) {
+        tile(D, at(packedK, (lo + s) * D), STEP_A, packedQ, STEP_B, at(scores, s * NR), NR);
+      }
+      look(seen, here, rows, s0 + lo);
+      tops(scores, m, seen, top);
+      exponentials(scores, scores, STEP_B, m, top, sum);
+      mask(scores, STEP_B, m, seen);
+      weigh(D, m, at(packedV, lo * MR), n * MR, scores, STEP_B, sums);
+      for (let i = 0; i < rows; i++) {
+        const blind = load<i32>(at(seen, i + NR)) == 0, total = load<f32>(at(sum, i));
+        store<f32>(at(ptr(5), (b * H + h) * T + t + i), blind ? LOWEST : load<f32>(at(top, i)) + log1(total));
+        store<f32>(at(sum, i), blind ? 0 : 1 / total);
+      }
+      // the softmax's denominator is applied to the D sums instead of the probabilities
+      writeRows(at(ptr(4), offset), <usize>qs << 2, rows, D, sums, sum);
+    }
+  }
+}
+
+// ---- a few queries, as in decoding: packing keys is not worth it ----
+
+/** Largest of row[0 … n − 1]. */
+function largest(row: usize, n: i32): f32 {
+  let v = f32x4.splat(LOWEST);
+  let j = 0;
+  for (; j + 4 <= n; j += 4) v = f32x4.pmax(v, v128.load(at(row, j)));
+  let best = max4(v);
+  for (; j < n; j++) best = max(best, load<f32>(at(row, j)));
+  return best;
 }
 
 /** to[0 … n − 1] = from · factor. */
@@ -129,80 +244,11 @@ function dot(a: usize, b: usize, n: i32): f32 {
   return sum;
 }
 
-/** Scratch bytes of `attention` and `attentionFew`. */
-export function attentionScratch(keys: i32, headDim: i32): usize {
-  const ld = roundUp(keys, ALIGN), wide = roundUp(headDim, NR);
-  return <usize>(MR * headDim + ld * (headDim + wide) + MR * ld + MR * wide + 2 * MR) << 2;
-}
-
-/** Tasks: batch × heads × blocks of queries. */
-export function attention(begin: i32, end: i32): void {
-  const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11), block = int(13);
-  const factor = float(12);
-  const blocks = (T + block - 1) / block;
-  const ld = roundUp(S, ALIGN), wide = roundUp(D, NR);
-  const qs = <isize>(H * D), ks = <isize>(G * D);
-  const packedQ = scratch();
-  const packedK = at(packedQ, MR * D); // [S / 8][D][8]
-  const packedV = at(packedK, ld * D); // [D / 8][n][8]
-  const scores = at(packedV, ld * wide); // [6][ld]
-  const sums = at(scores, MR * ld); // [6][wide]
-  const tops = at(sums, MR * wide), totals = at(tops, MR); // of each row
-  let held = -1, s0 = 0, n = 0;
-  for (let task = begin; task < end; task++) {
-    const b = task / (H * blocks), h = (task / blocks) % H, nth = task % blocks;
-    // first and last block in turn: under a causal mask every part of the tasks then has its share of the work
-    const t0 = (nth & 1 ? blocks - 1 - (nth >> 1) : nth >> 1) * block;
-    const g = h / (H / G);
-    const windows = ptr(3) + (<usize>(b * T) << 3);
-    if (held != b * G + g) {
-      held = b * G + g;
-      s0 = lowest(windows, T, S);
-      n = max(0, highest(windows, T) - s0);
-      const own = (b * S + s0) * G * D + g * D;
-      packB(packedK, D * NR, at(ptr(1), own), 1, ks, D, n, F32);
-      packB(packedV, n * NR, at(ptr(2), own), ks, 1, n, D, F32);
-    }
-    for (let t = t0, last = min(T, t0 + block); t < last; t += MR) {
-      const rows = min(MR, last - t);
-      const here = windows + (<usize>t << 3);
-      const lo = (max(0, lowest(here, rows, S) - s0) / NR) * NR;
-      const m = max(0, highest(here, rows) - s0 - lo), width = roundUp(m, 4);
-      const offset = (b * T + t) * H * D + h * D;
-      packA(packedQ, 0, at(ptr(0), offset), qs, 1, rows, D, factor);
-      for (let j = 0; j < m; j += NR) {
-        tile(D, packedQ, STEP_A, at(packedK, (lo + j) * D), STEP_B, at(scores, j), ld);
-      }
-      // one step for all rows before the next: rows do not wait for each other, the steps of one row do
-      for (let i = 0; i < rows; i++) {
-        const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-        store<f32>(at(tops, i), to <= from ? LOWEST : largest(at(scores, i * ld), from, to));
-      }
-      for (let i = 0; i < rows; i++) {
-        const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-        const row = at(scores, i * ld);
-        if (to <= from) zero(row, 0, width);
-        store<f32>(at(totals, i), to <= from ? 1 : exponentials(row, width, from, to, load<f32>(at(tops, i))));
-      }
-      for (let d = 0; d < wide; d += NR) {
-        tileRows(m, scores, ld, at(packedV, d * n + lo * NR), STEP_B, at(sums, d), wide);
-      }
-      for (let i = 0; i < rows; i++) {
-        store<f32>(at(ptr(5), (b * H + h) * T + t + i), load<f32>(at(tops, i)) + log1(load<f32>(at(totals, i))));
-      }
-      // the softmax's denominator is applied to the D sums instead of the probabilities
-      for (let i = 0; i < rows; i++) {
-        scaled(at(ptr(4), offset + i * H * D), at(sums, i * wide), D, 1 / load<f32>(at(totals, i)));
-      }
-    }
-  }
-}
-
-/** The same for a few queries, as in decoding, where packing keys is not worth it. Tasks: batch × queries × heads. */
+/** `attention` for a few queries. Tasks: batch × queries × heads. */
 export function attentionFew(begin: i32, end: i32): void {
   const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11);
   const factor = float(12);
-  const q = scratch(), scores = at(q, MR * D);
+  const q = scratch(), scores = at(q, roundUp(D, 4));
   for (let task = begin; task < end; task++) {
     const row = task / H, h = task % H, b = row / T, t = row % T;
     const from = load<i32>(ptr(3) + (<usize>row << 3));
@@ -219,8 +265,8 @@ export function attentionFew(begin: i32, end: i32): void {
     scaled(q, at(ptr(0), task * D), D, factor);
     let key = at(ptr(1), own);
     for (let j = 0; j < n; j++, key += step) store<f32>(at(scores, j), dot(q, key, D));
-    const top = largest(scores, 0, n);
-    const sum = exponentials(scores, n, 0, n, top);
+    const top = largest(scores, n);
+    const sum = exponentialsOfRow(scores, scores, n, top);
     store<f32>(lse, top + log1(sum));
     const inverse = f32x4.splat(1 / sum);
     let d = 0;
@@ -244,82 +290,116 @@ export function attentionFew(begin: i32, end: i32): void {
   }
 }
 
+// ---- the gradient ----
+
+/** ds = p ∘ (dp − delta) · scale for eight queries, in rows `step` bytes apart; `ds` holds dp. */
+function scoreGradients(ds: usize, p: usize, step: usize, n: i32, delta: usize, scale: f32): void {
+  const a = v128.load(delta), b = v128.load(delta, 16), f = f32x4.splat(scale);
+  for (let s = 0; s < n; s++) {
+    v128.store(ds, f32x4.mul(f32x4.mul(v128.load(p), f32x4.sub(v128.load(ds), a)), f));
+    v128.store(ds, f32x4.mul(f32x4.mul(v128.load(p, 16), f32x4.sub(v128.load(ds, 16), b)), f), 16);
+    p += step;
+    ds += step;
+  }
+}
+
+/** Zeroes rows [from, to) of eight columns. */
+function zeroRows(p: usize, step: usize, from: i32, to: i32): void {
+  for (let s = from; s < to; s++) {
+    v128.store(p + <usize>s * step, f32x4.splat(0));
+    v128.store(p + <usize>s * step, f32x4.splat(0), 16);
+  }
+}
+
+function copy(to: usize, from: usize, n: i32): void {
+  let j = 0;
+  for (; j + 4 <= n; j += 4) v128.store(at(to, j), v128.load(at(from, j)));
+  for (; j < n; j++) store<f32>(at(to, j), load<f32>(at(from, j)));
+}
+
 /** Scratch bytes of `attentionGrad`. */
 export function attentionGradScratch(keys: i32, headDim: i32, block: i32): usize {
-  const ld = roundUp(keys, ALIGN), wide = roundUp(headDim, NR);
-  return <usize>(2 * MR * headDim + MR * wide + 2 * block * wide + ld * (2 * headDim + 3 * wide) + 2 * block * ld) << 2;
+  const n = roundUp(keys, MR), tall = roundUp(headDim, MR), wide = roundUp(headDim, NR);
+  return <usize>(5 * NR + 2 * NR * headDim + NR * tall + 2 * block * wide + n * (2 * headDim + tall + 2 * wide + 2 * block)) << 2;
 }
 
 /** Tasks: batch × heads. Here dk and dv are `[B, S, H, D]`: what heads of a group have in common is summed afterwards. */
 export function attentionGrad(begin: i32, end: i32): void {
   const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11), block = int(13);
-  const scale = float(12);
-  const ld = roundUp(S, ALIGN), wide = roundUp(D, NR);
+  const all = roundUp(S, MR), tall = roundUp(D, MR), wide = roundUp(D, NR);
   const qs = <isize>(H * D), ks = <isize>(G * D);
-  const packedQ = scratch(), packedO = at(packedQ, MR * D); // six queries and their dout, [D][6]
-  const sums = at(packedO, MR * D); // [6][wide]
-  const blockQ = at(sums, MR * wide), blockO = at(blockQ, block * wide); // a block of both, [D / 8][count][8]
-  const packedK = at(blockO, block * wide), packedV = at(packedK, ld * D); // [S / 8][D][8]
-  const rowsK = at(packedV, ld * D); // [D / 8][n][8]
-  const dk = at(rowsK, ld * wide), dv = at(dk, ld * wide); // [n][wide]
-  const p = at(dv, ld * wide), ds = at(p, block * ld); // [block][ld]
+  const step = <usize>block << 2;
+  const seen = scratch();
+  const lse = at(seen, 2 * NR), delta = at(lse, NR), ones = at(delta, NR); // of each query
+  const packedQ = at(ones, NR), packedO = at(packedQ, D * NR); // eight queries and their dout, [D][8]
+  const sums = at(packedO, D * NR); // [D][8]
+  const blockQ = at(sums, tall * NR), blockO = at(blockQ, block * wide); // a block of both, [D / 8][count][8]
+  const packedK = at(blockO, block * wide), packedV = at(packedK, all * D); // k times the scale, and v, [n / 6][D][6]
+  const columnsK = at(packedV, all * D); // [D / 6][n][6]
+  const dk = at(columnsK, all * tall), dv = at(dk, all * wide); // [n][wide]
+  const p = at(dv, all * wide), ds = at(p, all * block); // [n][block]
+  v128.store(ones, f32x4.splat(1));
+  v128.store(ones, f32x4.splat(1), 16);
   for (let task = begin; task < end; task++) {
     const b = task / H, h = task % H;
     const windows = ptr(3) + (<usize>(b * T) << 3);
     const s0 = lowest(windows, T, S);
     const n = max(0, highest(windows, T) - s0);
     const own = (b * S + s0) * G * D + (h / (H / G)) * D;
-    packB(packedK, D * NR, at(ptr(1), own), 1, ks, D, n, F32);
-    packB(packedV, D * NR, at(ptr(2), own), 1, ks, D, n, F32);
-    packB(rowsK, n * NR, at(ptr(1), own), ks, 1, n, D, F32);
-    memory.fill(dk, 0, <usize>(2 * ld * wide) << 2);
+    packA(packedK, D * MR, at(ptr(1), own), ks, 1, n, D, float(12));
+    packA(packedV, D * MR, at(ptr(2), own), ks, 1, n, D, 1);
+    packA(columnsK, n * MR, at(ptr(1), own), 1, ks, D, n, 1);
+    memory.fill(dk, 0, <usize>(2 * all * wide) << 2);
     for (let t0 = 0; t0 < T; t0 += block) {
       const count = min(block, T - t0);
       const inBlock = windows + (<usize>t0 << 3);
-      const lo = (max(0, lowest(inBlock, count, S) - s0) / ALIGN) * ALIGN;
-      const m = roundUp(max(0, highest(inBlock, count) - s0 - lo), ALIGN);
+      const lo = (max(0, lowest(inBlock, count, S) - s0) / MR) * MR;
+      const m = roundUp(max(0, highest(inBlock, count) - s0 - lo), MR);
       const atBlock = (b * T + t0) * H * D + h * D;
-      for (let i0 = 0; i0 < count; i0 += MR) {
-        const rows = min(MR, count - i0);
+      for (let i0 = 0; i0 < count; i0 += NR) {
+        const rows = min(NR, count - i0);
         const here = inBlock + (<usize>i0 << 3);
-        const first = (max(0, lowest(here, rows, S) - s0 - lo) / NR) * NR;
-        const last = highest(here, rows) - s0 - lo;
+        const first = (max(0, lowest(here, rows, S) - s0 - lo) / MR) * MR;
+        const last = max(first, highest(here, rows) - s0 - lo);
         const offset = atBlock + i0 * H * D;
-        packA(packedQ, 0, at(ptr(0), offset), qs, 1, rows, D, scale);
-        packA(packedO, 0, at(ptr(14), offset), qs, 1, rows, D, 1);
-        for (let j = first; j < last; j += NR) {
-          tile(D, packedQ, STEP_A, at(packedK, (lo + j) * D), STEP_B, at(p, i0 * ld + j), ld);
-          tile(D, packedO, STEP_A, at(packedV, (lo + j) * D), STEP_B, at(ds, i0 * ld + j), ld);
+        const ps = at(p, i0), dss = at(ds, i0);
+        packB(packedQ, D * NR, at(ptr(0), offset), 1, qs, D, rows, F32);
+        packB(packedO, D * NR, at(ptr(14), offset), 1, qs, D, rows, F32);
+        for (let s = first; s < last; s += MR) {
+          tile(D, at(packedK, (lo + s) * D), STEP_A, packedQ, STEP_B, ps + <usize>s * step, block);
+          tile(D, at(packedV, (lo + s) * D), STEP_A, packedO, STEP_B, dss + <usize>s * step, block);
         }
-        for (let i = 0; i < rows; i++) {
-          const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-          const row = at(p, (i0 + i) * ld);
-          if (to <= from) zero(row, 0, m);
-          else exponentials(row, m, from, to, load<f32>(at(ptr(5), (b * H + h) * T + t0 + i0 + i)));
+        for (let i = 0; i < NR; i++) {
+          const there = offset + i * H * D;
+          store<f32>(at(lse, i), i < rows ? load<f32>(at(ptr(5), (b * H + h) * T + t0 + i0 + i)) : 0);
+          store<f32>(at(delta, i), i < rows ? dot(at(ptr(14), there), at(ptr(4), there), D) : 0);
         }
-        for (let i = 0; i < rows; i++) {
-          const from = load<i32>(here + (<usize>i << 3)) - s0 - lo, to = load<i32>(here + (<usize>i << 3), 4) - s0 - lo;
-          const delta = dot(at(ptr(14), offset + i * H * D), at(ptr(4), offset + i * H * D), D);
-          scoreGradients(at(ds, (i0 + i) * ld), at(p, (i0 + i) * ld), m, from, to, delta, scale);
+        if (m > 0) {
+          const from = <usize>first * step;
+          look(seen, here, rows, s0 + lo + first);
+          exponentials(ps + from, ps + from, step, last - first, lse, 0);
+          mask(ps + from, step, last - first, seen);
+          scoreGradients(dss + from, ps + from, step, last - first, delta, float(12));
+          zeroRows(ps, step, 0, first);
+          zeroRows(dss, step, 0, first);
+          zeroRows(ps, step, last, m);
+          zeroRows(dss, step, last, m);
+          weigh(D, last - first, at(columnsK, (lo + first) * MR), n * MR, dss + from, step, sums);
+        } else {
+          memory.fill(sums, 0, <usize>(D * NR) << 2);
         }
-        const depth = max(0, last - first);
-        for (let d = 0; d < wide; d += NR) {
-          tileRows(depth, at(ds, i0 * ld + first), ld, at(rowsK, d * n + (lo + first) * NR), STEP_B, at(sums, d), wide);
-        }
-        for (let i = 0; i < rows; i++) {
-          copy(at(ptr(15), offset + i * H * D), at(sums, i * wide), D);
-        }
+        writeRows(at(ptr(15), offset), <usize>qs << 2, rows, D, sums, ones);
       }
       packB(blockQ, count * NR, at(ptr(0), atBlock), qs, 1, count, D, F32);
       packB(blockO, count * NR, at(ptr(14), atBlock), qs, 1, count, D, F32);
       let q0 = 0; // queries before it see nothing from key s on
       for (let s = 0; s < m; s += MR) {
         while (q0 < count && load<i32>(inBlock + (<usize>q0 << 3), 4) - s0 - lo <= s) q0++;
-        const rows = count - q0;
+        const row = <usize>s * step + (<usize>q0 << 2);
         for (let d = 0; d < wide; d += NR) {
           const to = (lo + s) * wide + d, panel = d * count + q0 * NR;
-          tileAdd(rows, at(ds, q0 * ld + s), <usize>ld << 2, at(blockQ, panel), STEP_B, at(dk, to), wide);
-          tileAdd(rows, at(p, q0 * ld + s), <usize>ld << 2, at(blockO, panel), STEP_B, at(dv, to), wide);
+          tileRowsAdd(count - q0, ds + row, block, at(blockQ, panel), STEP_B, at(dk, to), wide);
+          tileRowsAdd(count - q0, p + row, block, at(blockO, panel), STEP_B, at(dv, to), wide);
         }
       }
     }
@@ -334,23 +414,4 @@ export function attentionGrad(begin: i32, end: i32): void {
       }
     }
   }
-}
-
-/** ds = p ∘ (dp − delta) · scale on the vectors that [from, to) touches, where p is 0 outside; 0 elsewhere. `ds` holds dp. */
-function scoreGradients(ds: usize, p: usize, n: i32, from: i32, to: i32, delta: f32, scale: f32): void {
-  if (to <= from) return zero(ds, 0, n);
-  const first = from & ~3, last = (to - 1) & ~3;
-  zero(ds, 0, first);
-  zero(ds, last + 4, n);
-  const dl = f32x4.splat(delta), sc = f32x4.splat(scale);
-  for (let j = first; j <= last; j += 4) {
-    const o = <usize>j << 2;
-    v128.store(ds + o, f32x4.mul(f32x4.mul(v128.load(p + o), f32x4.sub(v128.load(ds + o), dl)), sc));
-  }
-}
-
-function copy(to: usize, from: usize, n: i32): void {
-  let j = 0;
-  for (; j + 4 <= n; j += 4) v128.store(at(to, j), v128.load(at(from, j)));
-  for (; j < n; j++) store<f32>(at(to, j), load<f32>(at(from, j)));
 }

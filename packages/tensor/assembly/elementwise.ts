@@ -1,6 +1,7 @@
 /** Elementwise kernels. Tasks are blocks of BLOCK elements; the last lanes of a tensor go through a padded vector. */
 import { float, int, ptr } from './control';
-import { exp4, loadTail, madd, sigmoid4, storeTail } from './simd';
+import { constant, exp4, expWith, sigmoid4 } from './exponential';
+import { loadTail, madd, storeTail } from './simd';
 
 export const BLOCK: i32 = 1024;
 
@@ -83,12 +84,16 @@ export function binary(begin: i32, end: i32): void {
 
 /** y = silu(gate) · up. Slots: 0 y, 1 gate, 2 up, 3 n. */
 export function swiglu(begin: i32, end: i32): void {
+  const k0 = constant(0), k1 = constant(1), k2 = constant(2), k3 = constant(3), k4 = constant(4), k5 = constant(5);
+  const k6 = constant(6), k7 = constant(7), k8 = constant(8), k9 = constant(9), one = constant(10);
   const y = ptr(0), gate = ptr(1), up = ptr(2);
   const n = min(int(3), end * BLOCK);
   let i = begin * BLOCK;
   for (; i + 4 <= n; i += 4) {
     const o = <usize>i << 2;
-    v128.store(y + o, f32x4.mul(unary4(7, v128.load(gate + o)), v128.load(up + o)));
+    const g = v128.load(gate + o);
+    const e = expWith(f32x4.neg(f32x4.pmax(g, f32x4.splat(-88))), k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, one);
+    v128.store(y + o, f32x4.mul(f32x4.div(g, f32x4.add(one, e)), v128.load(up + o)));
   }
   if (i < n) {
     const o = <usize>i << 2;
@@ -98,12 +103,16 @@ export function swiglu(begin: i32, end: i32): void {
 
 /** Slots: 0 dgate, 1 dup, 2 dy, 3 gate, 4 up, 5 n. */
 export function swigluGrad(begin: i32, end: i32): void {
+  const k0 = constant(0), k1 = constant(1), k2 = constant(2), k3 = constant(3), k4 = constant(4), k5 = constant(5);
+  const k6 = constant(6), k7 = constant(7), k8 = constant(8), k9 = constant(9), one = constant(10);
   const dgate = ptr(0), dup = ptr(1), dy = ptr(2), gate = ptr(3), up = ptr(4);
   const n = min(int(5), end * BLOCK);
   let i = begin * BLOCK;
   for (; i + 4 <= n; i += 4) {
     const o = <usize>i << 2;
-    const d = v128.load(dy + o), g = v128.load(gate + o), s = sigmoid4(g), silu = f32x4.mul(g, s);
+    const d = v128.load(dy + o), g = v128.load(gate + o);
+    const e = expWith(f32x4.neg(f32x4.pmax(g, f32x4.splat(-88))), k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, one);
+    const s = f32x4.div(one, f32x4.add(one, e)), silu = f32x4.mul(g, s);
     v128.store(dgate + o, f32x4.mul(f32x4.mul(d, v128.load(up + o)), siluSlope(silu, s)));
     v128.store(dup + o, f32x4.mul(d, silu));
   }

@@ -10,10 +10,12 @@ import { madd, sum4 } from './simd';
 
 export const MR: i32 = 6;
 export const NR: i32 = 8;
+/** Bytes of a row of a packed panel. */
+export const STEP_A: usize = <usize>MR << 2;
+export const STEP_B: usize = <usize>NR << 2;
 const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 144 KiB, in the level-2 cache
 const KC: i32 = 384; // largest depth of a block: a panel of B is KC·NR·4 = 12 KiB, in the level-1 cache
 const NC: i32 = 1024; // columns of B packed at once: 1.5 MiB
-const KC_IN_PLACE: i32 = 128; // depth of a block when A is read in place across its rows, a cache line per step
 const RIDE: i32 = 128; // depth that later terms may add to a block: the rank of an adapter
 
 /** Scratch bytes of `gemm`: one packed block of A, one of B, one tile. */
@@ -43,11 +45,39 @@ function loadAs(p: usize, index: isize, type: i32): f32 {
 }
 
 /**
+ * Panels of a matrix whose rows run along k, four at a time, so that a row is read a cache line or two at once. `side` is that
+ * of a tile, 6 or 8. Returns how many columns went into such groups.
+ */
+function packWide(to: usize, panel: i32, a: usize, step: isize, columns: i32, depth: i32, side: i32, scale: f32): i32 {
+  const group = 4 * side, stride = <usize>panel << 2, bytes = <usize>side << 2;
+  const f = f32x4.splat(scale);
+  let j = 0;
+  for (; j + group <= columns; j += group) {
+    let from = a + (<usize>j << 2);
+    for (let k = 0; k < depth; k++) {
+      let p = to + <usize>k * bytes;
+      for (let q = 0; q < 4; q++) {
+        const at = from + <usize>q * bytes;
+        v128.store(p, f32x4.mul(v128.load(at), f));
+        if (side == NR) v128.store(p, f32x4.mul(v128.load(at, 16), f), 16);
+        else v128.store64_lane(p, f32x4.mul(v128.load64_zero(at, 16), f), 0, 16);
+        p += stride;
+      }
+      from += step << 2;
+    }
+    to += 4 * stride;
+  }
+  return j;
+}
+
+/**
  * Packs `rows` × `depth` of A, times `scale`, into panels [rows / 6][…][6], zero-filled. `panel` is the length of a panel: a
  * block may hold several terms, one below the other, and `to` is the place of this one in the first panel.
  */
 export function packA(to: usize, panel: i32, a: usize, rs: isize, cs: isize, rows: i32, depth: i32, scale: f32): void {
-  for (let i = 0; i < rows; i += MR) {
+  let i = rs == 1 ? packWide(to, panel, a, cs, rows, depth, MR, scale) : 0;
+  to += <usize>(i / MR * panel) << 2;
+  for (; i < rows; i += MR) {
     const live = min(MR, rows - i);
     const from = a + ((<isize>i * rs) << 2);
     const start = to;
@@ -111,7 +141,9 @@ export function packA(to: usize, panel: i32, a: usize, rs: isize, cs: isize, row
 export function packB(
   to: usize, panel: i32, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32,
 ): void {
-  for (let j = 0; j < columns; j += NR) {
+  let j = type == F32 && cs == 1 ? packWide(to, panel, b, rs, columns, depth, NR, 1) : 0;
+  to += <usize>(j / NR * panel) << 2;
+  for (; j < columns; j += NR) {
     const live = min(NR, columns - j);
     const start = to;
     if (type == F32 && live == NR && cs == 1) {
@@ -284,6 +316,39 @@ export function tileRows(depth: i32, a: usize, lda: isize, b: usize, stepB: usiz
   v128.store(c, c50); v128.store(c, c51, 16);
 }
 
+/** The same, added to what C holds. */
+export function tileRowsAdd(depth: i32, a: usize, lda: isize, b: usize, stepB: usize, c: usize, ldc: isize): void {
+  const q1 = c + (ldc << 2), q2 = q1 + (ldc << 2), q3 = q2 + (ldc << 2), q4 = q3 + (ldc << 2), q5 = q4 + (ldc << 2);
+  let c00 = v128.load(c), c01 = v128.load(c, 16), c10 = v128.load(q1), c11 = v128.load(q1, 16);
+  let c20 = v128.load(q2), c21 = v128.load(q2, 16), c30 = v128.load(q3), c31 = v128.load(q3, 16);
+  let c40 = v128.load(q4), c41 = v128.load(q4, 16), c50 = v128.load(q5), c51 = v128.load(q5, 16);
+  let a1 = a + (lda << 2), a2 = a1 + (lda << 2), a3 = a2 + (lda << 2), a4 = a3 + (lda << 2), a5 = a4 + (lda << 2);
+  for (let k = 0; k < depth; k++) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load32_splat(a);
+    c00 = madd(x, b0, c00); c01 = madd(x, b1, c01);
+    x = v128.load32_splat(a1);
+    c10 = madd(x, b0, c10); c11 = madd(x, b1, c11);
+    x = v128.load32_splat(a2);
+    c20 = madd(x, b0, c20); c21 = madd(x, b1, c21);
+    x = v128.load32_splat(a3);
+    c30 = madd(x, b0, c30); c31 = madd(x, b1, c31);
+    x = v128.load32_splat(a4);
+    c40 = madd(x, b0, c40); c41 = madd(x, b1, c41);
+    x = v128.load32_splat(a5);
+    c50 = madd(x, b0, c50); c51 = madd(x, b1, c51);
+    a += 4; a1 += 4; a2 += 4; a3 += 4; a4 += 4; a5 += 4;
+    b += stepB;
+  }
+  const step = ldc << 2;
+  v128.store(c, c00); v128.store(c, c01, 16); c += step;
+  v128.store(c, c10); v128.store(c, c11, 16); c += step;
+  v128.store(c, c20); v128.store(c, c21, 16); c += step;
+  v128.store(c, c30); v128.store(c, c31, 16); c += step;
+  v128.store(c, c40); v128.store(c, c41, 16); c += step;
+  v128.store(c, c50); v128.store(c, c51, 16);
+}
+
 /** The first four rows of a tile, for what six do not divide. */
 export function tile4(depth: i32, a: usize, stepA: usize, b: usize, stepB: usize, c: usize, ldc: isize): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
@@ -346,9 +411,7 @@ function product(c: usize, i: i32, rows: i32, j: i32, columns: i32, batch: i32):
     for (let t = 0, k0 = 0; t < terms; ) {
       // the block: depth kc of term t from k0, and as many small terms behind it as fit
       const first = TERM + t * TERM_SLOTS, k = int(first + 2);
-      const acrossRows = int(first + 3) == 1 && int(first + 4) != 1 && int(2) <= 2 * NR && terms == 1;
-      const most = acrossRows ? KC_IN_PLACE : KC;
-      const blocks = (k + most - 1) / most;
+      const blocks = (k + KC - 1) / KC;
       const kc = k == 0 ? 0 : min((k + blocks - 1) / blocks, k - k0);
       let depth = kc, next = t;
       if (k0 + kc == k) {
@@ -359,7 +422,7 @@ function product(c: usize, i: i32, rows: i32, j: i32, columns: i32, batch: i32):
         }
       }
       if (depth > 0) {
-        block(c, i, rows, j + j0, nc, batch, t, max(next, t + 1), k0, kc, depth, add, packedA, packedB, edge, ldc);
+        block(c, i, rows, j + j0, nc, batch, t, max(next, t + 1), k0, kc, depth, add, t + k0 == 0, packedA, packedB, edge, ldc);
         add = true;
       }
       k0 = next == t ? k0 + kc : 0;
@@ -374,59 +437,52 @@ function product(c: usize, i: i32, rows: i32, j: i32, columns: i32, batch: i32):
 /** One block of `product`: `kc` of term `t` from `k0`, and the whole terms up to `last`, `depth` in all. */
 function block(
   c: usize, i: i32, rows: i32, j: i32, nc: i32, batch: i32,
-  t: i32, last: i32, k0: i32, kc: i32, depth: i32, add: bool,
+  t: i32, last: i32, k0: i32, kc: i32, depth: i32, add: bool, isFirst: bool,
   packedA: usize, packedB: usize, edge: usize, ldc: isize,
 ): void {
-  const single = last == t + 1;
   const first = TERM + t * TERM_SLOTS;
-  // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
-  const brs0 = <isize>int(first + 5);
-  const directB = single && int(first + 7) == F32 && int(first + 6) == 1 && rows <= 2 * MR ? nc - (nc % NR) : 0;
-  const ars0 = <isize>int(first + 3), acs0 = <isize>int(first + 4);
-  const mayDirectA = single && (acs0 == 1 || ars0 == 1) && nc <= 2 * NR && float(first + 8) == 1;
   for (let u = t, at = 0; u < last; u++) {
     const s = TERM + u * TERM_SLOTS, type = int(s + 7), brs = <isize>int(s + 5), bcs = <isize>int(s + 6);
-    const shift: usize = type == F32 ? 2 : 1;
     const from = u == t ? k0 : 0, deep = u == t ? kc : int(s + 2);
-    const b = ptr(s + 1) + ((<isize>batch * int(8) + <isize>from * brs + <isize>(j + directB) * bcs) << shift);
-    if (directB < nc) packB(packedB + (<usize>(directB * depth + at * NR) << 2), depth * NR, b, brs, bcs, deep, nc - directB, type);
+    const b = ptr(s + 1) + ((<isize>batch * int(8) + <isize>from * brs + <isize>j * bcs) << (type == F32 ? 2 : 1));
+    packB(packedB + (<usize>(at * NR) << 2), depth * NR, b, brs, bcs, deep, nc, type);
     at += deep;
   }
-  const blockB = ptr(first + 1) + ((<isize>batch * int(8) + <isize>k0 * brs0 + <isize>j) << 2);
+  // a narrow B is not worth packing A: whole tiles of it are read in place
+  const ars0 = <isize>int(first + 3);
+  const inPlace = last == t + 1 && int(first + 4) == 1 && nc <= 2 * NR && float(first + 8) == 1;
   for (let i0 = 0; i0 < rows; i0 += MC) {
     const mc = min(MC, rows - i0);
-    const directA = mayDirectA ? mc - (mc % MR) : 0;
-    for (let u = t, at = 0; u < last; u++) {
+    const direct = inPlace ? mc - (mc % MR) : 0;
+    for (let u = t, at = 0; u < last && direct < mc; u++) {
       const s = TERM + u * TERM_SLOTS, ars = <isize>int(s + 3), acs = <isize>int(s + 4);
       const from = u == t ? k0 : 0, deep = u == t ? kc : int(s + 2);
-      const a = ptr(s) + ((<isize>batch * int(7) + <isize>(i + i0 + directA) * ars + <isize>from * acs) << 2);
-      if (directA < mc) packA(packedA + (<usize>(directA * depth + at * MR) << 2), depth * MR, a, ars, acs, mc - directA, deep, float(s + 8));
+      const a = ptr(s) + ((<isize>batch * int(7) + <isize>(i + i0 + direct) * ars + <isize>from * acs) << 2);
+      packA(packedA + (<usize>(direct * depth + at * MR) << 2), depth * MR, a, ars, acs, mc - direct, deep, float(s + 8));
       at += deep;
     }
-    const blockA = ptr(first) + ((<isize>batch * int(7) + <isize>(i + i0) * ars0 + <isize>k0 * acs0) << 2);
+    const blockA = ptr(first) + ((<isize>batch * int(7) + <isize>(i + i0) * ars0 + <isize>k0) << 2);
     for (let q = 0; q < nc; q += NR) {
-      const inB = q < directB;
-      const panelB = inB ? blockB + (<usize>q << 2) : packedB + (<usize>(q * depth) << 2);
-      const stepB: usize = inB ? brs0 << 2 : NR << 2;
+      const panelB = packedB + (<usize>(q * depth) << 2);
       const wide = min(NR, nc - q);
       for (let r = 0; r < mc; r += MR) {
-        const inA = r < directA;
+        const inA = r < direct;
         const panelA = inA ? blockA + ((<isize>r * ars0) << 2) : packedA + (<usize>(r * depth) << 2);
-        const stepA: usize = inA ? acs0 << 2 : MR << 2;
-        const alongK = inA && acs0 == 1;
         const at = c + ((<isize>(i + i0 + r) * ldc + <isize>(j + q)) << 2);
         const high = min(MR, mc - r);
         // two calls to each tile function, on purpose: with one the compiler inlines it here, at half the speed
         if (wide == NR && high == MR && !add) {
-          if (alongK) tileRows(depth, panelA, ars0, panelB, stepB, at, ldc);
-          else tile(depth, panelA, stepA, panelB, stepB, at, ldc);
+          if (inA) tileRows(depth, panelA, ars0, panelB, STEP_B, at, ldc);
+          else tile(depth, panelA, STEP_A, panelB, STEP_B, at, ldc);
+        } else if (wide == NR && high == MR && isFirst && !inA) {
+          tileAdd(depth, panelA, STEP_A, panelB, STEP_B, at, ldc);
         } else if (wide == NR && high == 4 && !add) {
-          tile4(depth, panelA, stepA, panelB, stepB, at, ldc);
+          tile4(depth, panelA, STEP_A, panelB, STEP_B, at, ldc);
         } else {
           // sums of blocks are added up afterwards: one long chain of additions would round more
-          if (alongK) tileRows(depth, panelA, ars0, panelB, stepB, edge, NR);
-          else if (high <= 4) tile4(depth, panelA, stepA, panelB, stepB, edge, NR);
-          else tile(depth, panelA, stepA, panelB, stepB, edge, NR);
+          if (inA) tileRows(depth, panelA, ars0, panelB, STEP_B, edge, NR);
+          else if (high <= 4) tile4(depth, panelA, STEP_A, panelB, STEP_B, edge, NR);
+          else tile(depth, panelA, STEP_A, panelB, STEP_B, edge, NR);
           combine(at, ldc, edge, high, wide, add);
         }
       }

@@ -95,4 +95,5 @@ export function worker(): void {
 }
 
 export { productScratch };
+export { setup } from './exponential';
 export { attentionScratch, attentionGradScratch } from './attention';

@@ -1,6 +1,7 @@
 /** Kernels over the rows of a matrix [R, C]: one task is one row, unless said otherwise. */
 import { float, int, ptr } from './control';
-import { expClamped4, expNegative4, loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
+import { expClamped4, exponentialsOfRow } from './exponential';
+import { loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
 
@@ -13,35 +14,14 @@ function rowMax(x: usize, n: i32): f32 {
   return best;
 }
 
-/** Σ e^(x − shift) with x ≤ shift, and the terms into y. */
-function rowExp(y: usize, x: usize, n: i32, shift: f32): f32 {
-  const sh = f32x4.splat(shift);
-  let acc = f32x4.splat(0);
-  let i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const o = <usize>i << 2;
-    const e = expNegative4(f32x4.sub(v128.load(x + o), sh));
-    acc = f32x4.add(acc, e);
-    v128.store(y + o, e);
-  }
-  let sum = sum4(acc);
-  for (; i < n; i++) {
-    const o = <usize>i << 2;
-    const e = f32x4.extract_lane(expNegative4(f32x4.splat(load<f32>(x + o) - shift)), 0);
-    sum += e;
-    store<f32>(y + o, e);
-  }
-  return sum;
-}
-
-/** The sum alone. */
+/** Σ e^(x − shift) with x ≤ shift. */
 function rowExpSum(x: usize, n: i32, shift: f32): f32 {
   const sh = f32x4.splat(shift);
   let acc = f32x4.splat(0);
   let i = 0;
-  for (; i + 4 <= n; i += 4) acc = f32x4.add(acc, expNegative4(f32x4.sub(v128.load(x + (<usize>i << 2)), sh)));
+  for (; i + 4 <= n; i += 4) acc = f32x4.add(acc, expClamped4(f32x4.sub(v128.load(x + (<usize>i << 2)), sh)));
   let sum = sum4(acc);
-  for (; i < n; i++) sum += f32x4.extract_lane(expNegative4(f32x4.splat(load<f32>(x + (<usize>i << 2)) - shift)), 0);
+  for (; i < n; i++) sum += f32x4.extract_lane(expClamped4(f32x4.splat(load<f32>(x + (<usize>i << 2)) - shift)), 0);
   return sum;
 }
 
@@ -58,7 +38,7 @@ export function softmax(begin: i32, end: i32): void {
   const n = int(2);
   for (let r = begin; r < end; r++) {
     const o = (<usize>r * <usize>n) << 2;
-    const sum = rowExp(ptr(0) + o, ptr(1) + o, n, rowMax(ptr(1) + o, n));
+    const sum = exponentialsOfRow(ptr(0) + o, ptr(1) + o, n, rowMax(ptr(1) + o, n));
     rowAffine(ptr(0) + o, ptr(0) + o, n, 1 / sum, 0);
   }
 }
@@ -255,7 +235,7 @@ export function crossEntropyUpdate(begin: i32, end: i32): void {
     }
     const hit = x + (<usize>label << 2);
     const top = rowMax(x, n), own = top - load<f32>(hit);
-    const sum = rowExp(x, x, n, top);
+    const sum = exponentialsOfRow(x, x, n, top);
     store<f32>(ptr(0) + (<usize>r << 2), own + log1(sum));
     rowAffine(x, x, n, scale / sum, 0);
     store<f32>(hit, load<f32>(hit) - scale);

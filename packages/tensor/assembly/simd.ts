@@ -20,60 +20,6 @@ export function max4(v: v128): f32 {
   return max(max(f32x4.extract_lane(v, 0), f32x4.extract_lane(v, 1)), max(f32x4.extract_lane(v, 2), f32x4.extract_lane(v, 3)));
 }
 
-/**
- * e^x with a relative error near 1e-7, for arguments from −87 to 88; others are taken as the nearer end, NaN stays.
- * pmin and pmax are one instruction where min and max are seven.
- */
-// @ts-ignore: decorator
-@inline
-export function expClamped4(x: v128): v128 {
-  return expNegative4(f32x4.pmin(x, f32x4.splat(88)));
-}
-
-/**
- * The same for arguments up to 88, as they are in a softmax.
- *
- * x = n·ln 2 + r with |r| ≤ ln 2 / 2 (Cody & Waite reduction), 1 + r + r²·p(r) for e^r with the p of degree 4 whose largest
- * relative error is least (3e-9), and 2^n added to the exponent bits. Adding 1.5·2²³ rounds to an integer and leaves it
- * in the low bits, which spares the conversions.
- */
-// @ts-ignore: decorator
-@inline
-export function expNegative4(x: v128): v128 {
-  const xc = f32x4.pmax(x, f32x4.splat(-87));
-  const shifted = madd(xc, f32x4.splat(1.44269504), f32x4.splat(12582912));
-  const n = f32x4.sub(shifted, f32x4.splat(12582912));
-  let r = madd(n, f32x4.splat(-0.693359375), xc);
-  r = madd(n, f32x4.splat(2.12194440e-4), r);
-  let p = f32x4.splat(1.38145394e-3);
-  p = madd(p, r, f32x4.splat(8.36874545e-3));
-  p = madd(p, r, f32x4.splat(4.16683890e-2));
-  p = madd(p, r, f32x4.splat(1.66665211e-1));
-  p = madd(p, r, f32x4.splat(4.99999940e-1));
-  p = madd(p, f32x4.mul(r, r), f32x4.add(r, f32x4.splat(1)));
-  return i32x4.add(p, i32x4.shl(shifted, 23));
-}
-
-/** e^x: overflow gives Infinity, underflow 0. */
-// @ts-ignore: decorator
-@inline
-export function exp4(x: v128): v128 {
-  const over = f32x4.gt(x, f32x4.splat(88.72283));
-  const under = f32x4.lt(x, f32x4.splat(-87));
-  // between 88 and the overflow: e^88 · e^(x − 88)
-  const high = f32x4.pmax(f32x4.sub(x, f32x4.splat(88)), f32x4.splat(0));
-  const y = f32x4.mul(expClamped4(x), expClamped4(high));
-  return v128.andnot(v128.bitselect(f32x4.splat(f32.MAX_VALUE * 2), y, over), under);
-}
-
-/** 1 / (1 + e^−x). */
-// @ts-ignore: decorator
-@inline
-export function sigmoid4(x: v128): v128 {
-  const one = f32x4.splat(1);
-  return f32x4.div(one, f32x4.add(one, expClamped4(f32x4.neg(x))));
-}
-
 /** The first `count` (1–3) lanes at `p`, the rest zero. */
 // @ts-ignore: decorator
 @inline

@@ -19,6 +19,7 @@ export interface WasmOptions {
 interface Exports {
   run(job: number, tasks: number, threads: number): void;
   worker(): void;
+  setup(): void;
   productScratch(): number;
   attentionScratch(keys: number, headDim: number): number;
   attentionGradScratch(keys: number, headDim: number, block: number): number;
@@ -84,6 +85,7 @@ export class WasmRuntime {
     this.allocator = new Allocator(HEAP, INITIAL_PAGES * PAGE, (end) => this.grow(end));
     this.i32[MAY_WAIT >> 2] = node ? 1 : 0;
     this.i32[SPINS >> 2] = SPIN_ROUNDS;
+    this.exports.setup();
     this.ensureScratch(this.exports.productScratch());
     for (let i = 1; i < this.threads; i++) this.workers.push(startWorker(module, this.memory));
   }
