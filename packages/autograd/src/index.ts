@@ -5,7 +5,7 @@ export type { Gradients } from './variable.js';
 export * from './ops.js';
 export { Module } from './module.js';
 export { Embedding, Linear, RMSNorm } from './layers.js';
-export { AdamW, SGD, clipGradNorm } from './optim.js';
+export { AdamW, SGD, clipFactor, clipGradNorm, gradNorm } from './optim.js';
 export type { AdamWOptions, NamedParameters, OptimizerState, SGDOptions } from './optim.js';
 export * from './schedule.js';
 export { gradcheck } from './gradcheck.js';

@@ -15,6 +15,13 @@ export interface OptimizerState {
   tensors: Map<string, HostTensor>;
 }
 
+/** A parameter that has a gradient. */
+interface LiveParameter {
+  name: string;
+  parameter: Variable;
+  gradient: Tensor;
+}
+
 /** What optimisers share: their parameters, one set of state tensors each, and saving and loading of it. */
 abstract class Optimizer {
   readonly parameters: readonly (readonly [string, Variable])[];
@@ -42,14 +49,19 @@ abstract class Optimizer {
     return tensor;
   }
 
-  protected abstract update(name: string, parameter: Variable, gradient: Tensor): void;
+  protected abstract update(live: readonly LiveParameter[], factor: Tensor | undefined): void;
 
-  /** One step with the gradients at hand; parameters without one stay as they are. */
-  step(): void {
+  /**
+   * One step with the gradients at hand; parameters without one stay as they are. With `factor` (see `clipFactor`) the step
+   * is that of gradients times it.
+   */
+  step(factor?: Tensor): void {
     this.steps++;
+    const live: LiveParameter[] = [];
     for (const [name, parameter] of this.parameters) {
-      if (parameter.grad) this.update(name, parameter, parameter.grad);
+      if (parameter.grad) live.push({ name, parameter, gradient: parameter.grad });
     }
+    this.update(live, factor);
   }
 
   zeroGrad(): void {
@@ -125,10 +137,15 @@ export class AdamW extends Optimizer {
     this.options = { betas, eps, weightDecay };
   }
 
-  protected update(name: string, parameter: Variable, gradient: Tensor): void {
+  protected update(live: readonly LiveParameter[], factor: Tensor | undefined): void {
     const { betas, eps, weightDecay } = this.options;
-    const [m, v] = [this.slot(name, parameter, 'exp_avg'), this.slot(name, parameter, 'exp_avg_sq')];
-    t.adamw(parameter.value, gradient, m, v, {
+    const parts = live.map(({ name, parameter, gradient }) => ({
+      p: parameter.value,
+      g: gradient,
+      m: this.slot(name, parameter, 'exp_avg'),
+      v: this.slot(name, parameter, 'exp_avg_sq'),
+    }));
+    const spec = {
       lr: this.lr,
       beta1: betas[0],
       beta2: betas[1],
@@ -136,7 +153,8 @@ export class AdamW extends Optimizer {
       weightDecay,
       biasCorrection1: 1 - betas[0] ** this.steps,
       biasCorrection2: 1 - betas[1] ** this.steps,
-    });
+    };
+    t.adamw(parts, spec, factor);
   }
 }
 
@@ -158,12 +176,30 @@ export class SGD extends Optimizer {
     this.options = { momentum, dampening, weightDecay, nesterov };
   }
 
-  protected update(name: string, parameter: Variable, gradient: Tensor): void {
-    const first = !this.state.has(`${name}.momentum_buffer`);
-    // PyTorch starts the buffer at the first gradient, undamped, and has none without momentum
-    const options = first || this.options.momentum === 0 ? { ...this.options, dampening: 0 } : this.options;
-    t.sgd(parameter.value, gradient, this.slot(name, parameter, 'momentum_buffer'), { lr: this.lr, ...options });
+  protected update(live: readonly LiveParameter[], factor: Tensor | undefined): void {
+    for (const { name, parameter, gradient } of live) {
+      if (factor) t.scaleBy(gradient, factor);
+      const first = !this.state.has(`${name}.momentum_buffer`);
+      // PyTorch starts the buffer at the first gradient, undamped, and has none without momentum
+      const options = first || this.options.momentum === 0 ? { ...this.options, dampening: 0 } : this.options;
+      t.sgd(parameter.value, gradient, this.slot(name, parameter, 'momentum_buffer'), { lr: this.lr, ...options });
+    }
   }
+}
+
+/** The joint 2-norm of all gradients, as a tensor of one element on the device; 0 when there are none. */
+export function gradNorm(parameters: Iterable<Variable>): Tensor {
+  const gradients = [...parameters].map((p) => p.grad).filter((g) => g !== undefined);
+  if (gradients.length === 0) return t.zeros([]);
+  return t.scope(() => t.sqrt(t.squaredNorm(gradients)));
+}
+
+/** What gradients of joint norm `norm` are multiplied by so that it is at most `maxNorm`, as in PyTorch: at most 1. */
+export function clipFactor(norm: Tensor, maxNorm: number): Tensor {
+  const { backend } = norm;
+  return t.scope(() =>
+    t.minimum(t.div(t.full([], maxNorm, { backend }), t.affine(norm, 1, 1e-6)), t.ones([], { backend })),
+  );
 }
 
 /**
@@ -171,15 +207,11 @@ export class SGD extends Optimizer {
  * as a tensor of one element that the caller may read later. Same arithmetic as PyTorch's `clip_grad_norm_`.
  */
 export function clipGradNorm(parameters: Iterable<Variable>, maxNorm: number): Tensor {
-  const gradients = [...parameters].map((p) => p.grad).filter((g) => g !== undefined);
-  if (gradients.length === 0) return t.zeros([]);
+  const all = [...parameters];
   return t.scope(() => {
-    let total = t.sum(t.square(gradients[0]!));
-    for (const g of gradients.slice(1)) total = t.add(total, t.sum(t.square(g)));
-    const norm = t.sqrt(total);
-    const { backend } = norm;
-    const factor = t.minimum(t.div(t.full([], maxNorm, { backend }), t.affine(norm, 1, 1e-6)), t.ones([], { backend }));
-    for (const g of gradients) t.scaleBy(g, factor);
+    const norm = gradNorm(all);
+    const factor = clipFactor(norm, maxNorm);
+    for (const { grad } of all) if (grad) t.scaleBy(grad, factor);
     return norm;
   });
 }

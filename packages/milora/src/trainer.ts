@@ -5,7 +5,7 @@
  *
  *     for await (const event of trainer.run()) if (event.type === 'step') console.log(event.step, event.loss);
  */
-import { AdamW, clipGradNorm, schedules } from '@milora/autograd';
+import { AdamW, clipFactor, gradNorm as jointNorm, schedules } from '@milora/autograd';
 import type { OptimizerState, ScheduleName, Variable } from '@milora/autograd';
 import { nextTargets } from '@milora/llama';
 import type { LlamaForCausalLM } from '@milora/llama';
@@ -162,12 +162,9 @@ export class Trainer {
           }),
         );
       }
-      const norm = clipGradNorm(
-        this.parameters.map(([, p]) => p),
-        maxGradNorm > 0 ? maxGradNorm : Infinity,
-      );
+      const norm = jointNorm(this.parameters.map(([, p]) => p));
       this.optimizer.lr = rate;
-      this.optimizer.step();
+      this.optimizer.step(maxGradNorm > 0 ? clipFactor(norm, maxGradNorm) : undefined);
       this.optimizer.zeroGrad();
       let total = 0;
       for (const value of losses) total += await value.item();

@@ -155,34 +155,68 @@ export function scaleBy(begin: i32, end: i32): void {
   if (i < n) storeTail(y + (<usize>i << 2), f32x4.mul(loadTail(y + (<usize>i << 2), n - i), factor), n - i);
 }
 
+/** A list of parts: each `words` long, with the number of its elements in word 0 and its first block in word 1. */
+function partOf(list: usize, count: i32, words: i32, block: i32): usize {
+  let part = list + (<usize>((count - 1) * words) << 2);
+  while (load<i32>(part, 4) > block) part -= <usize>words << 2;
+  return part;
+}
+
 /**
- * AdamW. Slots: 0 p, 1 g, 2 m, 3 v, 4 n, 5 1 − lr·decay, 6 β₁, 7 1 − β₁, 8 β₂, 9 1 − β₂, 10 lr/bc₁, 11 √bc₂, 12 eps.
+ * AdamW over a list of parts (n, first block, p, g, m, v); tasks are their blocks.
+ * Slots: 0 list, 1 count, 2 factor of the gradients or 0, 5 1 − lr·decay, 6 β₁, 7 1 − β₁, 8 β₂, 9 1 − β₂, 10 lr/bc₁, 11 √bc₂, 12 eps.
  */
 export function adamw(begin: i32, end: i32): void {
+  for (let block = begin; block < end; block++) {
+    const part = partOf(ptr(0), int(1), 6, block);
+    const from = (block - load<i32>(part, 4)) * BLOCK;
+    adamwBlock(from, min(load<i32>(part), from + BLOCK), load<usize>(part, 8), load<usize>(part, 12), load<usize>(part, 16), load<usize>(part, 20));
+  }
+}
+
+function adamwBlock(from: i32, to: i32, ps: usize, gs: usize, ms: usize, vs: usize): void {
   const keep = f32x4.splat(float(5)), b1 = f32x4.splat(float(6)), c1 = f32x4.splat(float(7));
   const b2 = f32x4.splat(float(8)), c2 = f32x4.splat(float(9)), step = f32x4.splat(float(10));
   const root = f32x4.splat(float(11)), eps = f32x4.splat(float(12));
-  const n = min(int(4), end * BLOCK);
-  for (let i = begin * BLOCK; i < n; i += 4) {
+  const factor = ptr(2) ? v128.load32_splat(ptr(2)) : f32x4.splat(1);
+  for (let i = from; i < to; i += 4) {
     const o = <usize>i << 2;
-    const whole = i + 4 <= n;
-    let p = whole ? v128.load(ptr(0) + o) : loadTail(ptr(0) + o, n - i);
-    const g = whole ? v128.load(ptr(1) + o) : loadTail(ptr(1) + o, n - i);
-    let m = whole ? v128.load(ptr(2) + o) : loadTail(ptr(2) + o, n - i);
-    let v = whole ? v128.load(ptr(3) + o) : loadTail(ptr(3) + o, n - i);
+    const whole = i + 4 <= to;
+    let p = whole ? v128.load(ps + o) : loadTail(ps + o, to - i);
+    const g = f32x4.mul(whole ? v128.load(gs + o) : loadTail(gs + o, to - i), factor);
+    let m = whole ? v128.load(ms + o) : loadTail(ms + o, to - i);
+    let v = whole ? v128.load(vs + o) : loadTail(vs + o, to - i);
     m = f32x4.add(f32x4.mul(b1, m), f32x4.mul(c1, g));
     v = f32x4.add(f32x4.mul(b2, v), f32x4.mul(c2, f32x4.mul(g, g)));
     const denominator = f32x4.add(f32x4.div(f32x4.sqrt(v), root), eps);
     p = f32x4.sub(f32x4.mul(p, keep), f32x4.mul(step, f32x4.div(m, denominator)));
     if (whole) {
-      v128.store(ptr(0) + o, p);
-      v128.store(ptr(2) + o, m);
-      v128.store(ptr(3) + o, v);
+      v128.store(ps + o, p);
+      v128.store(ms + o, m);
+      v128.store(vs + o, v);
     } else {
-      storeTail(ptr(0) + o, p, n - i);
-      storeTail(ptr(2) + o, m, n - i);
-      storeTail(ptr(3) + o, v, n - i);
+      storeTail(ps + o, p, to - i);
+      storeTail(ms + o, m, to - i);
+      storeTail(vs + o, v, to - i);
     }
+  }
+}
+
+/** Sum of squares of each block of a list of parts (n, first block, x), in f64. Slots: 0 list, 1 count, 2 sums (f64). */
+export function squaredNorm(begin: i32, end: i32): void {
+  for (let block = begin; block < end; block++) {
+    const part = partOf(ptr(0), int(1), 3, block);
+    let i = (block - load<i32>(part, 4)) * BLOCK;
+    const to = min(load<i32>(part), i + BLOCK), x = load<usize>(part, 8);
+    let a = f64x2.splat(0), b = a;
+    for (; i < to; i += 4) {
+      const at = x + (<usize>i << 2), v = i + 4 <= to ? v128.load(at) : loadTail(at, to - i);
+      const lo = f64x2.promote_low_f32x4(v), hi = f64x2.promote_low_f32x4(v128.shuffle<i64>(v, v, 1, 1));
+      a = f64x2.add(a, f64x2.mul(lo, lo));
+      b = f64x2.add(b, f64x2.mul(hi, hi));
+    }
+    a = f64x2.add(a, b);
+    store<f64>(ptr(2) + (<usize>block << 3), f64x2.extract_lane(a, 0) + f64x2.extract_lane(a, 1));
   }
 }
 

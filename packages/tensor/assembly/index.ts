@@ -40,6 +40,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 27: return rows.scatterAddRows(begin, end);
     case 28: return attentionJobs.attentionFew(begin, end);
     case 29: return rows.crossEntropyUpdate(begin, end);
+    case 30: return elementwise.squaredNorm(begin, end);
     default: unreachable();
   }
 }

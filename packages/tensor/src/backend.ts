@@ -93,6 +93,15 @@ export interface AdamWSpec {
   biasCorrection2: number;
 }
 
+/** A parameter of `n` elements with its gradient and moments. */
+export interface AdamWPart {
+  p: Storage;
+  g: Storage;
+  m: Storage;
+  v: Storage;
+  n: number;
+}
+
 export interface SgdSpec {
   lr: number;
   momentum: number;
@@ -153,6 +162,8 @@ export interface Backend {
   // ---- reductions and rows ----
   /** x `[outer, n, inner]` → y `[outer, inner]`. An empty sum is 0, an empty max is −Infinity. */
   reduce(op: ReduceOp, x: Storage, outer: number, n: number, inner: number): Storage;
+  /** The sum of the squares of all elements of all parts, one f32: the square of a gradient's norm. */
+  squaredNorm(parts: readonly { x: Storage; n: number }[]): Storage;
   /** Index (i32) of the first largest entry of each row of x `[R, C]`. */
   argmax(x: Storage, rows: number, columns: number): Storage;
   /** softmax of each row of x `[R, C]`, safe for large entries. */
@@ -242,17 +253,11 @@ export interface Backend {
   /** y ← y · factor[0]; factor is one f32 on the device (gradient clipping without a read-back). */
   scaleBy(y: Storage, factor: Storage, n: number): Storage;
   /**
-   * AdamW with decoupled decay, as PyTorch: p ← p·(1 − lr·weightDecay); m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²;
-   * p ← p − lr/bc₁ · m / (√v/√bc₂ + eps).
+   * AdamW with decoupled decay, as PyTorch, over all parts in one pass: p ← p·(1 − lr·weightDecay); m ← β₁m + (1 − β₁)g;
+   * v ← β₂v + (1 − β₂)g²; p ← p − lr/bc₁ · m / (√v/√bc₂ + eps). With `factor`, one f32 on the device, g is multiplied
+   * by it first: clipping costs no pass of its own. Returns the parts with the storages that replace p, m and v.
    */
-  adamw(
-    p: Storage,
-    g: Storage,
-    m: Storage,
-    v: Storage,
-    n: number,
-    spec: AdamWSpec,
-  ): { p: Storage; m: Storage; v: Storage };
+  adamw(parts: readonly AdamWPart[], spec: AdamWSpec, factor?: Storage): AdamWPart[];
   /** SGD as PyTorch: g ← g + weightDecay·p; buf ← momentum·buf + (1 − dampening)·g; p ← p − lr·(nesterov ? g + momentum·buf : buf). */
   sgd(p: Storage, g: Storage, buf: Storage, n: number, spec: SgdSpec): { p: Storage; buf: Storage };
 }

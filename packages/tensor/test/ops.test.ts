@@ -603,7 +603,7 @@ test('axpy, scaleBy, adamw and sgd change the tensor in place; its reshapes see 
       biasCorrection2: 0.25,
     };
     const [m, v] = [tensor([0]), tensor([0])];
-    t.adamw(p, tensor([2]), m, v, adam);
+    t.adamw([{ p, g: tensor([2]), m, v }], adam);
     // p·(1 − 0.25) − 0.5 · (1 / 0.5) / √(1 / 0.25)
     for (const [state, value] of [
       [p, 0.25],
@@ -861,10 +861,10 @@ describe('errors', () => {
     [() => t.scaleBy(f(2), f(2)), 'shape', 'scaleBy: expected a factor of one element, got [2]'],
     [() => t.scaleBy(i(2), f(1)), 'dtype', 'scaleBy: expected y of dtype f32, got i32'],
     [() => t.scaleBy(f(2), i(1)), 'dtype', 'scaleBy: expected factor of dtype f32, got i32'],
-    [() => t.adamw(f(2), f(3), f(2), f(2), adam), 'shape', 'adamw: expected g of shape [2], got [3]'],
-    [() => t.adamw(f(2), f(2), f(2), f(3), adam), 'shape', 'adamw: expected v of shape [2], got [3]'],
+    [() => t.adamw([{ p: f(2), g: f(3), m: f(2), v: f(2) }], adam), 'shape', 'adamw: expected g of shape [2], got [3]'],
+    [() => t.adamw([{ p: f(2), g: f(2), m: f(2), v: f(3) }], adam), 'shape', 'adamw: expected v of shape [2], got [3]'],
     [
-      () => t.adamw(t.cast(f(2), 'bf16'), f(2), f(2), f(2), adam),
+      () => t.adamw([{ p: t.cast(f(2), 'bf16'), g: f(2), m: f(2), v: f(2) }], adam),
       'dtype',
       `adamw: expected p of dtype f32, got bf16${toF32}`,
     ],

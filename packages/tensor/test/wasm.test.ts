@@ -80,7 +80,7 @@ const work: Record<string, (on: Operands) => Tensor[]> = {
         biasCorrection1,
         biasCorrection2,
       };
-      t.adamw(p, f32(n), m, v, spec);
+      t.adamw([{ p, g: f32(n), m, v }], spec);
     }
     return [p, m, v];
   },

@@ -1,6 +1,12 @@
 /** Matrix products. */
+import { TensorError } from '../errors.js';
 import { Tensor } from '../tensor.js';
-import { backendOf, expectDType, expectShape, expectThat, show } from './check.js';
+import { backendOf, expectDType, expectShape, show } from './check.js';
+
+/** Throws. Called when a check has failed, so that no message is made in vain: this op runs hundreds of times a step. */
+function refuse(expected: string, got: string): never {
+  throw new TensorError('shape', `matmul: expected ${expected}, got ${got}`);
+}
 
 export interface MatmulOptions {
   /** Use aᵀ: a is stored `[…, k, m]`. */
@@ -21,25 +27,21 @@ export interface MatmulOptions {
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
   const { transposeA = false, transposeB = false, alpha = 1, into, plus = [] } = options;
-  const others = plus.flatMap((term) => [term.a, term.b]);
-  const backend = backendOf('matmul', a, b, ...(into ? [into] : []), ...others);
+  const backend = into ? backendOf('matmul', a, b, into) : backendOf('matmul', a, b);
   expectDType('matmul', 'a', a, 'f32');
   expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16');
-  expectThat(
-    a.rank >= 2 && b.rank >= 2,
-    'matmul',
-    'operands of rank 2 or more',
-    `${show(a.shape)} and ${show(b.shape)}`,
-  );
-  let [m, k] = a.shape.slice(-2) as [number, number];
-  if (transposeA) [m, k] = [k, m];
-  let [kb, n] = b.shape.slice(-2) as [number, number];
-  if (transposeB) [kb, n] = [n, kb];
-  const name = (x: Tensor, t: boolean) => show(x.shape) + (t ? 'ᵀ' : '');
-  expectThat(k === kb, 'matmul', 'equal inner sizes', `${name(a, transposeA)} · ${name(b, transposeB)}`);
-  const lead = a.rank > 2 ? a.shape.slice(0, -2) : b.shape.slice(0, -2);
-  const agree = b.rank === 2 || a.rank === 2 || (a.rank === b.rank && lead.every((d, i) => d === b.shape[i]));
-  expectThat(agree, 'matmul', 'equal leading dimensions, or a plain matrix', `${show(a.shape)} and ${show(b.shape)}`);
+  if (a.rank < 2 || b.rank < 2) refuse('operands of rank 2 or more', `${show(a.shape)} and ${show(b.shape)}`);
+  let m = a.shape[a.rank - (transposeA ? 1 : 2)]!;
+  const k = a.shape[a.rank - (transposeA ? 2 : 1)]!;
+  const kb = b.shape[b.rank - (transposeB ? 1 : 2)]!;
+  const n = b.shape[b.rank - (transposeB ? 2 : 1)]!;
+  if (k !== kb) {
+    refuse('equal inner sizes', `${show(a.shape)}${transposeA ? 'ᵀ' : ''} · ${show(b.shape)}${transposeB ? 'ᵀ' : ''}`);
+  }
+  const lead = (a.rank > 2 ? a : b).shape.slice(0, -2);
+  if (a.rank > 2 && b.rank > 2 && (a.rank !== b.rank || lead.some((d, i) => d !== b.shape[i]))) {
+    refuse('equal leading dimensions, or a plain matrix', `${show(a.shape)} and ${show(b.shape)}`);
+  }
   const shape = [...lead, m, n];
   if (into) {
     expectDType('matmul', 'into', into, 'f32');
@@ -48,27 +50,16 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   let batch = lead.reduce((x, y) => x * y, 1);
   // a stack of matrices times one shared matrix is one tall product
   if (b.rank === 2 && !transposeA) [m, batch] = [m * batch, 1];
-  const spec = {
-    batch,
-    m,
-    n,
-    k,
-    transposeA,
-    transposeB,
-    strideA: a.rank > 2 ? m * k : 0,
-    strideB: b.rank > 2 ? k * n : 0,
-    dtypeB: b.dtype,
-    alpha,
-  };
-  expectThat(
-    plus.length <= 2 && (plus.length === 0 || batch === 1),
-    'matmul',
-    'at most 2 further products, and no batch',
-    `${plus.length} and a batch of ${batch}`,
-  );
+  const strideA = a.rank > 2 ? m * k : 0;
+  const strideB = b.rank > 2 ? k * n : 0;
+  const spec = { batch, m, n, k, transposeA, transposeB, strideA, strideB, dtypeB: b.dtype, alpha };
+  if (plus.length > 2 || (plus.length > 0 && batch !== 1)) {
+    refuse('at most 2 further products, and no batch', `${plus.length} and a batch of ${batch}`);
+  }
   const terms = plus.map((term) => {
     const { transposeB: flip = false, alpha: factor = 1 } = term;
     const inner = term.a.shape.at(-1)!;
+    backendOf('matmul', a, term.a, term.b);
     expectDType('matmul', 'a of a further product', term.a, 'f32');
     expectDType('matmul', 'b of a further product', term.b, 'f32', 'bf16', 'f16');
     expectShape('matmul', 'a of a further product', term.a, [m, inner]);

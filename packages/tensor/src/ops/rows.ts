@@ -29,6 +29,15 @@ export const sum = (x: Tensor, options: ReduceOptions = {}): Tensor => reduce('s
 /** Largest entry over one axis or all elements. */
 export const max = (x: Tensor, options: ReduceOptions = {}): Tensor => reduce('max', x, options);
 
+/** The sum of the squares of all elements of all tensors, as one element. */
+export function squaredNorm(tensors: readonly Tensor[]): Tensor {
+  expectThat(tensors.length > 0, 'squaredNorm', 'at least one tensor', 'none');
+  const backend = backendOf('squaredNorm', ...tensors);
+  for (const x of tensors) expectDType('squaredNorm', 'every tensor', x, 'f32');
+  const total = backend.squaredNorm(tensors.map((x) => ({ x: x.storage, n: x.size })));
+  return Tensor.wrap([], 'f32', total, backend);
+}
+
 /** Mean over one axis or all elements. */
 export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
   const total = sum(x, options);

@@ -54,17 +54,37 @@ export function crossEntropyUpdate(logits: Tensor, labels: Tensor, scale: number
   return Tensor.wrap(logits.shape.slice(0, -1), 'f32', next.loss, backend);
 }
 
-/** One AdamW step on p with gradient g and moments m and v, all of one shape. */
-export function adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, spec: AdamWSpec): void {
-  const backend = backendOf('adamw', p, g, m, v);
-  for (const [name, t] of Object.entries({ p, g, m, v })) {
-    expectDType('adamw', name, t, 'f32');
-    expectShape('adamw', name, t, p.shape);
+/** A parameter with its gradient and moments, all of one shape. */
+export interface AdamWTensors {
+  p: Tensor;
+  g: Tensor;
+  m: Tensor;
+  v: Tensor;
+}
+
+/** One AdamW step on all parameters, in one pass. With `factor`, a tensor of one element, gradients count times it. */
+export function adamw(parts: readonly AdamWTensors[], spec: AdamWSpec, factor?: Tensor): void {
+  if (parts.length === 0) return;
+  const backend = backendOf('adamw', ...parts.flatMap(({ p, g, m, v }) => [p, g, m, v]), ...(factor ? [factor] : []));
+  for (const part of parts) {
+    for (const name of ['p', 'g', 'm', 'v'] as const) {
+      expectDType('adamw', name, part[name], 'f32');
+      expectShape('adamw', name, part[name], part.p.shape);
+    }
   }
-  const next = backend.adamw(p.storage, g.storage, m.storage, v.storage, p.size, spec);
-  p.replaceStorage(next.p);
-  m.replaceStorage(next.m);
-  v.replaceStorage(next.v);
+  if (factor) expectThat(factor.size === 1, 'adamw', 'a factor of one element', show(factor.shape));
+  const storages = parts.map(({ p, g, m, v }) => ({
+    p: p.storage,
+    g: g.storage,
+    m: m.storage,
+    v: v.storage,
+    n: p.size,
+  }));
+  for (const [i, next] of backend.adamw(storages, spec, factor?.storage).entries()) {
+    parts[i]!.p.replaceStorage(next.p);
+    parts[i]!.m.replaceStorage(next.m);
+    parts[i]!.v.replaceStorage(next.v);
+  }
 }
 
 /** One SGD step on p with gradient g and momentum buffer buf, all of one shape. */

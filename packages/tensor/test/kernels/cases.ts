@@ -422,6 +422,9 @@ const adamwInput = fc
     beta2: fc.constantFrom(0.999, 0.95),
     weightDecay: fc.constantFrom(0, 0.1),
     lr: fc.constantFrom(1e-3, 0.1),
+    factor: fc.constantFrom(undefined, 0.5),
+    /** Whether another parameter comes before this one, or after. */
+    last: fc.boolean(),
   })
   .map((i) => {
     const beta1 = 0.9;
@@ -602,6 +605,16 @@ export const cases: Record<KernelName, Case<unknown>> = {
       },
     }),
     relative: 1e-6,
+  }),
+  squaredNorm: kernel({
+    inputs: fc.record({ lengths: fc.array(length, { maxLength: 4 }), seed }).map((i) => ({
+      parts: i.lengths.map((n, t) => floats(i.seed + t, n)),
+    })),
+    call: (backend, s, i) => ({ y: backend.squaredNorm(i.parts.map((x) => ({ x: s.f32(x), n: x.length }))) }),
+    expected: (i) => ({
+      y: { values: [i.parts.reduce((sum, x) => x.reduce((a, b) => a + b * b, sum), 0)], scale: TINY },
+    }),
+    relative: 2e-6,
   }),
   argmax: kernel({
     // few distinct values, so that ties are common
@@ -822,9 +835,16 @@ export const cases: Record<KernelName, Case<unknown>> = {
   }),
   adamw: kernel({
     inputs: adamwInput,
-    call: (backend, s, i) => backend.adamw(s.state(i.p), s.f32(i.g), s.state(i.m), s.state(i.v), i.n, i.spec),
+    call: (backend, s, i) => {
+      const part = { p: s.state(i.p), g: s.f32(i.g), m: s.state(i.m), v: s.state(i.v), n: i.n };
+      const other = { p: s.state(i.g), g: s.f32(i.p), m: s.state(i.g), v: s.state(i.v), n: i.n };
+      const parts = i.last ? [other, part] : [part, other];
+      const next = backend.adamw(parts, i.spec, i.factor === undefined ? undefined : s.f32(Float32Array.of(i.factor)));
+      const { p, m, v } = next[i.last ? 1 : 0]!;
+      return { p, m, v };
+    },
     expected: (i) => {
-      const { p, m, v } = reference.adamw(i.p, i.g, i.m, i.v, i.spec);
+      const { p, m, v } = reference.adamw(i.p, i.g.map(times(i.factor ?? 1)), i.m, i.v, i.spec);
       // moments by their own size where they start from zero: 1 − β₂ must be right to the last digits
       const scale = i.step === 1 ? TINY : 1;
       return { p: { values: p, scale: 1 }, m: { values: m, scale }, v: { values: v, scale } };

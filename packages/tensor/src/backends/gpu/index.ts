@@ -6,6 +6,7 @@
  * as f32 (exact below 2^24), bf16 and f16 as the numbers of their bit patterns, and f64 is converted on the host.
  */
 import type {
+  AdamWPart,
   AdamWSpec,
   AttentionSpec,
   Backend,
@@ -249,6 +250,18 @@ class GpuBackend implements Backend {
     if (blocks > 1)
       y = this.#gpu.run(step, [inner, 1, outer], { n: blocks, size: blocks }, view(y, inner, blocks, outer));
     return this.#store(y, outer * inner);
+  }
+
+  squaredNorm(parts: readonly { x: Storage; n: number }[]): Storage {
+    let total = this.fill(1, 0);
+    for (const { x, n } of parts) {
+      const squares = this.unary('square', x, n);
+      const sum = this.reduce('sum', squares, 1, n, 1);
+      const next = this.binary('add', total, sum, [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]);
+      for (const used of [squares, sum, total]) this.free(used);
+      total = next;
+    }
+    return total;
   }
 
   argmax(x: Storage, rowCount: number, columns: number): Storage {
@@ -518,16 +531,14 @@ class GpuBackend implements Backend {
     return this.#replace(y, this.#gpu.run(update.scaleBy, [n], {}, this.#view(y, n), this.#view(factor, 1)));
   }
 
-  adamw(
-    p: Storage,
-    g: Storage,
-    m: Storage,
-    v: Storage,
-    n: number,
-    spec: AdamWSpec,
-  ): { p: Storage; m: Storage; v: Storage } {
+  adamw(parts: readonly AdamWPart[], spec: AdamWSpec, factor?: Storage): AdamWPart[] {
+    return parts.map((part) => this.#adamw(part, spec, factor));
+  }
+
+  #adamw({ p, g, m, v, n }: AdamWPart, spec: AdamWSpec, factor: Storage | undefined): AdamWPart {
     const { lr, beta1, beta2, eps, weightDecay, biasCorrection1, biasCorrection2 } = spec;
-    const grad = this.#view(g, n);
+    const raw = this.#view(g, n);
+    const grad = factor ? view(this.#gpu.run(update.scaleBy, [n], {}, raw, this.#view(factor, 1)), n) : raw;
     this.#replace(m, this.#gpu.run(update.adamFirstMoment, [n], {}, this.#view(m, n), grad, beta1, 1 - beta1));
     this.#replace(v, this.#gpu.run(update.adamSecondMoment, [n], {}, this.#view(v, n), grad, beta2, 1 - beta2));
     this.#replace(
@@ -545,7 +556,7 @@ class GpuBackend implements Backend {
         eps,
       ),
     );
-    return { p, m, v };
+    return { p, g, m, v, n };
   }
 
   sgd(p: Storage, g: Storage, buf: Storage, n: number, spec: SgdSpec): { p: Storage; buf: Storage } {

@@ -5,6 +5,7 @@
  * loops over the same memory. What each kernel means is written in backend.ts and, readably, in backends/gpu.
  */
 import type {
+  AdamWPart,
   AdamWSpec,
   AttentionSpec,
   Backend,
@@ -59,6 +60,7 @@ const JOBS = {
   scatterAddRows: 27,
   attentionFew: 28,
   crossEntropyUpdate: 29,
+  squaredNorm: 30,
 } as const;
 
 const UNARY: Partial<Record<UnaryOp, number>> = {
@@ -378,6 +380,19 @@ export class WasmBackend implements Backend {
     return y;
   }
 
+  squaredNorm(parts: readonly { x: Storage; n: number }[]): Storage {
+    const { list, blocks } = this.list(parts, ({ x }) => [x]);
+    const sums = this.alloc(blocks, 8);
+    this.args(list.at, parts.length, sums.at).run(JOBS.squaredNorm, blocks, WORTH / BLOCK);
+    const y = this.fill(
+      1,
+      (this.view(sums, 'f64', blocks) as Float64Array).reduce((a, b) => a + b, 0),
+    );
+    this.free(list);
+    this.free(sums);
+    return y;
+  }
+
   argmax(x: Storage, rows: number, columns: number): Storage {
     const y = this.result(rows, [x]);
     this.args(y.at, this.at(x), columns).run(JOBS.argmax, rows, rowGrain(columns));
@@ -452,23 +467,46 @@ export class WasmBackend implements Backend {
   }
 
   // ---- matrix products and LLaMA ----
+  /** Slots of one term. `columnsA` and `columnsB`: elements from one step of k to the next; 0 where k runs along rows. */
+  private matmulTerm(
+    first: number,
+    a: Storage,
+    b: Storage,
+    k: number,
+    columnsA: number,
+    columnsB: number,
+    dtypeB: DType,
+    alpha: number,
+  ): void {
+    const call = this.runtime;
+    call.int(first, this.at(a));
+    call.int(first + 1, this.at(b));
+    call.int(first + 2, k);
+    call.int(first + 3, columnsA > 0 ? 1 : k);
+    call.int(first + 4, columnsA > 0 ? columnsA : 1);
+    call.int(first + 5, columnsB > 0 ? columnsB : 1);
+    call.int(first + 6, columnsB > 0 ? 1 : k);
+    call.int(first + 7, TYPES[dtypeB]!);
+    call.float(first + 8, alpha);
+  }
+
   matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus: readonly MatmulTerm[] = []): Storage {
     const { batch, m, n, k, transposeA, transposeB, strideA, strideB } = spec;
-    const operands = plus.flatMap((term) => [term.a, term.b]);
-    const c = into ? (into as Block) : this.result(batch * m * n, [a, b, ...operands]);
+    for (const term of plus) {
+      this.at(term.a);
+      this.at(term.b);
+    }
+    const c = into ? (into as Block) : this.result(batch * m * n, [a, b]);
     const call = this.args(this.at(c), m, n, into ? 1 : 0);
-    const terms = [{ ...spec, a, b }, ...plus.map((term) => ({ ...term, transposeA: false }))];
-    call.int(6, terms.length);
+    call.int(6, 1 + plus.length);
     call.int(7, strideA);
     call.int(8, strideB);
-    terms.forEach((term, t) => {
-      const stepsA = term.transposeA ? [1, m] : [term.k, 1];
-      const stepsB = term.transposeB ? [1, term.k] : [n, 1];
-      const first = TERM + t * TERM_SLOTS;
-      const slots = [this.at(term.a), this.at(term.b), term.k, ...stepsA, ...stepsB, TYPES[term.dtypeB]!];
-      slots.forEach((value, i) => call.int(first + i, value));
-      call.float(first + slots.length, term.alpha);
-    });
+    this.matmulTerm(TERM, a, b, k, transposeA ? m : 0, transposeB ? 0 : n, spec.dtypeB, spec.alpha);
+    let first = TERM;
+    for (const term of plus) {
+      first += TERM_SLOTS;
+      this.matmulTerm(first, term.a, term.b, term.k, 0, term.transposeB ? 0 : n, term.dtypeB, term.alpha);
+    }
     if (m === 1 && batch === 1 && transposeB && plus.length === 0) {
       call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * k + 1))));
       return c;
@@ -595,20 +633,32 @@ export class WasmBackend implements Backend {
     return y;
   }
 
-  adamw(
-    p: Storage,
-    g: Storage,
-    m: Storage,
-    v: Storage,
-    n: number,
-    spec: AdamWSpec,
-  ): { p: Storage; m: Storage; v: Storage } {
-    const call = this.args(this.at(p), this.at(g), this.at(m), this.at(v), n);
+  adamw(parts: readonly AdamWPart[], spec: AdamWSpec, factor?: Storage): AdamWPart[] {
+    const scale = factor ? this.at(factor) : 0;
+    const { list, blocks } = this.list(parts, ({ p, g, m, v }) => [p, g, m, v]);
+    const call = this.args(list.at, parts.length, scale);
     const { lr, beta1, beta2, eps, weightDecay, biasCorrection1, biasCorrection2 } = spec;
     const hyper = [1 - lr * weightDecay, beta1, 1 - beta1, beta2, 1 - beta2, lr / biasCorrection1];
     [...hyper, Math.sqrt(biasCorrection2), eps].forEach((value, i) => call.float(5 + i, value));
-    call.run(JOBS.adamw, Math.ceil(n / BLOCK), WORTH / BLOCK / 4);
-    return { p, m, v };
+    call.run(JOBS.adamw, blocks, WORTH / BLOCK / 4);
+    this.free(list);
+    return [...parts];
+  }
+
+  /** A list of parts for a job: elements, first block and addresses of each. */
+  private list<Part extends { n: number }>(
+    parts: readonly Part[],
+    storages: (part: Part) => Storage[],
+  ): { list: Block; blocks: number } {
+    let blocks = 0;
+    const words = parts.flatMap((part) => {
+      const first = blocks;
+      blocks += Math.ceil(part.n / BLOCK);
+      return [part.n, first, ...storages(part).map((x) => this.at(x))];
+    });
+    const list = this.alloc(words.length);
+    this.ints(list, words.length).set(words);
+    return { list, blocks };
   }
 
   sgd(p: Storage, g: Storage, buf: Storage, n: number, spec: SgdSpec): { p: Storage; buf: Storage } {
