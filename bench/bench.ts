@@ -29,10 +29,7 @@ const text = { type: 'string' } as const;
 const flag = { type: 'boolean', default: false } as const;
 
 /** The options of the command line and the suites it names. Throws on what cannot be. */
-export function parseBenchArgs(
-  args: string[],
-  print: (line: string) => void,
-): { names: string[]; options: SuiteOptions } {
+function parseBenchArgs(args: string[], print: (line: string) => void): { names: string[]; options: SuiteOptions } {
   const { values, positionals } = parseArgs({
     args,
     allowPositionals: true,
@@ -85,7 +82,7 @@ export function parseBenchArgs(
     peers: values.peers ? PEERS : [],
     peerLimit: positive('peer-limit'),
     limits: undefined,
-    emit: (result) => print(values.json ? JSON.stringify(result) : show(result)),
+    emit: (result) => print(values.json ? json(result) : show(result)),
     warn: (message) => console.error(`bench: ${message}`),
     fail: (message) => {
       console.error(`bench: ${message}`);
@@ -111,20 +108,25 @@ function oneOf<T extends string>(option: string, known: readonly T[], name: stri
   return found;
 }
 
+function json({ suite, case: of, metric, value, unit, threads, backend }: Result): string {
+  return JSON.stringify({ suite, case: of, metric, value, unit, threads, backend });
+}
+
 function show({ suite, case: of, metric, value, unit, threads, backend }: Result): string {
   const amount = unit === 'bytes' ? ([value / 2 ** 20, 'MiB'] as const) : ([value, unit] as const);
   return `${suite.padEnd(9)} ${of.padEnd(34)} ${metric.padEnd(15)} ${amount[0].toPrecision(4).padStart(10)} ${amount[1]} (${threads} threads, ${backend})`; // prettier-ignore
 }
 
-async function main(): Promise<void> {
-  const { names, options } = parseBenchArgs(process.argv.slice(2), console.log);
+/** Runs the suites that the command line names, or all. */
+export async function runBench(args: string[], print: (line: string) => void): Promise<void> {
+  const { names, options } = parseBenchArgs(args, print);
   requirePeers(options.peers);
   for (const name of names) await suites[name]!(options);
 }
 
 if (process.argv[1] && /bench\.(m?js|ts)$/.test(process.argv[1])) {
   process.stdout.on('error', () => process.exit(0)); // the reader of a pipe may leave early
-  main().catch((error: unknown) => {
+  runBench(process.argv.slice(2), (line) => console.log(line)).catch((error: unknown) => {
     console.error(`bench: ${(error as Error).message}`);
     process.exitCode = 1;
   });

@@ -36,7 +36,7 @@ const WORKER = `
     for (; now - start < limit; now = performance.now(), n++) run();
     return (1000 * n) / (now - start);
   };
-  window(300);
+  window(600 * seconds);
   Atomics.add(gate, 0, 1);
   while (Atomics.load(gate, 0) < threads);
   parentPort.postMessage(Math.max(...Array.from({ length: windows }, () => window((1000 * seconds) / windows))));

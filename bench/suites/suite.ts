@@ -1,4 +1,6 @@
 /** What all benchmark suites share: their options, how a result is written, and how a case is timed. */
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { createWasmBackend } from '@milora/tensor';
 import type { Backend } from '@milora/tensor';
 import type { Product, Size } from '../configs.js';
@@ -70,8 +72,15 @@ export interface OpenBackend {
   close(): Promise<void>;
 }
 
+/** Frees the wasm memory of the cases before, so that `rss` is about one case only. */
+function collectGarbage(): void {
+  setFlagsFromString('--expose-gc');
+  (runInNewContext('gc') as () => void)();
+}
+
 /** Starts a backend; `gpu/webasm` runs on the calling thread only. */
 export async function openBackend(name: BackendName, threads: number): Promise<OpenBackend> {
+  collectGarbage();
   if (name === 'wasm') {
     const backend = createWasmBackend({ threads });
     await backend.ready();
