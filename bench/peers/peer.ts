@@ -29,6 +29,8 @@ export interface TrainJob extends AnyJob {
   batch: number;
   length: number;
   learningRate: number;
+  /** Steps to take at least, for their losses. */
+  steps: number;
 }
 
 export type Job = GemmJob | TrainJob;
@@ -122,7 +124,7 @@ export async function serve(peer: Peer): Promise<never> {
     const step = peer.finetuning(job);
     const losses: number[] = [];
     const seconds = await time(async () => losses.push(await step()));
-    while (losses.length < 8) losses.push(await step());
+    while (losses.length < job.steps) losses.push(await step());
     answer({ seconds, losses, rss: process.memoryUsage().rss });
   }
   process.exit(0); // the libraries' workers would keep it alive

@@ -15,10 +15,10 @@ import { ratio, trainPeer } from './peers.js';
 import { realBatch } from './realBatch.js';
 import { fraction, stepFlops } from './roofline.js';
 import { Timer, openBackend } from './suite.js';
-import type { Method, OpenBackend, Result, SuiteOptions } from './suite.js';
+import type { BackendName, Method, OpenBackend, PeerName, Result, SuiteOptions } from './suite.js';
 
 /** Losses that are handed to peers and compared with theirs. */
-export const COMPARED = 8;
+const COMPARED = 8;
 
 interface TrainCase {
   name: string;
@@ -28,67 +28,65 @@ interface TrainCase {
   /** Tokens of each sequence, and how many have a loss. */
   lengths: readonly number[];
   targets: number;
-  /** Whether peers can run it: they know neither padding nor packing. */
-  isPlain: boolean;
+  withPeers: boolean;
 }
 
 export async function train(options: SuiteOptions): Promise<void> {
+  const { data, checkpoint, peers, warn } = options;
+  const withPeers = peers.length > 0 && data === undefined && !checkpoint;
+  if (peers.length > 0 && !withPeers) warn('train: peers are left out: they know no packing, masks or checkpoints');
   for (const backend of options.backends) {
     const timer = new Timer(options, backend);
     for (const size of options.sizes ?? ['260K' as const]) {
       // a full SVD of large weights is the svd suite's business: the step is the same from LoRA's start
       const method = options.method ?? (size === '260K' ? 'milora' : 'lora');
-      if (options.data === undefined) {
-        for (const of of randomCases(size, method, options)) await measure(of, timer, backend, options);
-      } else {
-        const [padded, packed] = await dataCases(size, method, options.data, options);
-        const losses = [await measure(padded, timer, backend, options), await measure(packed, timer, backend, options)];
-        expectEqual(packed.name, ...(losses as [number | undefined, number | undefined]));
+      for (const [rows, length] of layoutsOf(size, options)) {
+        const isUsual = !options.batches && !options.lengths;
+        const name = [method, size, ...(isUsual ? [] : [`${rows}x${length}`]), ...(checkpoint ? ['checkpoint'] : [])];
+        const of = { name: name.join(' '), size, method, withPeers: withPeers && backend === 'wasm' };
+        if (data === undefined) {
+          const lengths = Array.from({ length: rows }, () => length);
+          const batch = randomTokens(rows, length, configOf(size, length).vocabSize);
+          await measure({ ...of, batch, lengths, targets: rows * (length - 1) }, timer, backend, options);
+        } else {
+          await measureExamples(of, data, [rows, length], timer, backend, options);
+        }
       }
     }
   }
 }
 
-function randomCases(size: Size, method: Method, options: SuiteOptions): TrainCase[] {
-  const { batch, seq } = configs[size];
-  const isUsual = !options.batches && !options.lengths;
-  return (options.batches ?? [batch]).flatMap((rows) =>
-    (options.lengths ?? [seq]).map((length) => ({
-      name: [method, size, ...(isUsual ? [] : [`${rows}x${length}`]), ...suffix(options)].join(' '),
-      size,
-      method,
-      batch: randomTokens(rows, length, configOf(size, length).vocabSize),
-      lengths: Array.from({ length: rows }, () => length),
-      targets: rows * (length - 1),
-      isPlain: !options.checkpoint,
-    })),
+/** Rows and tokens in a row; of a data file, examples and the most tokens of one. */
+function layoutsOf(size: Size, { data, batches, lengths }: SuiteOptions): [number, number][] {
+  const usual = data === undefined ? configs[size] : { batch: 8, seq: 512 };
+  return (batches ?? [usual.batch]).flatMap((rows) =>
+    (lengths ?? [usual.seq]).map((length): [number, number] => [rows, length]),
   );
 }
 
-async function dataCases(
-  size: Size,
-  method: Method,
+/** The same examples padded and packed, which must have the same loss. */
+async function measureExamples(
+  of: Pick<TrainCase, 'name' | 'size' | 'method' | 'withPeers'>,
   path: string,
+  [count, maxLength]: [number, number],
+  timer: Timer,
+  backend: BackendName,
   options: SuiteOptions,
-): Promise<[TrainCase, TrainCase]> {
-  const maxLength = options.lengths?.[0] ?? 512;
-  const { vocabSize } = configOf(size, maxLength);
-  const count = options.batches?.[0] ?? 8;
+): Promise<void> {
+  const { vocabSize } = configOf(of.size, maxLength);
   const { padded, packed, lengths } = await realBatch(path, options.tokenizer, { count, maxLength, vocabSize });
-  const make = (layout: string, batch: Batch): TrainCase => ({
-    name: [method, size, layout, ...suffix(options)].join(' '),
-    ...{ size, method, batch, lengths, targets: batch.targets, isPlain: false },
-  });
-  return [make('padded', padded), make('packed', packed)];
+  const run = (name: string, batch: Batch): Promise<number | undefined> =>
+    measure({ ...of, name: `${of.name} ${name}`, batch, lengths, targets: batch.targets }, timer, backend, options);
+  const [one, other] = [await run('padded', padded), await run('packed', packed)];
+  if (one === undefined || other === undefined || Math.abs(one - other) <= 1e-5 * one) return;
+  options.fail(`train ${of.name}: expected the loss ${one} of the padded batch for the packed one, got ${other}`);
 }
-
-const suffix = ({ checkpoint }: SuiteOptions): string[] => (checkpoint ? ['checkpoint'] : []);
 
 /** Measures a case, and peers on the same case; returns the loss at the start. */
 async function measure(
   of: TrainCase,
   timer: Timer,
-  name: SuiteOptions['backends'][number],
+  name: BackendName,
   options: SuiteOptions,
 ): Promise<number | undefined> {
   const longest = of.batch.length;
@@ -97,7 +95,7 @@ async function measure(
   const flops = stepFlops(configOf(of.size, longest), { lengths, targets, rank: configs[of.size].rank, checkpoint });
   if (!timer.fits(`train ${of.name}`, flops)) return undefined;
 
-  const peers = of.isPlain && name === 'wasm' ? options.peers : [];
+  const peers = of.withPeers ? options.peers : [];
   const scratch = peers.length > 0 ? mkdtempSync(join(tmpdir(), 'milora-bench-')) : undefined;
   const root = name === 'wasm' ? (options.exportTo ?? scratch) : undefined;
   const folder = root === undefined ? undefined : join(root, of.name.replaceAll(' ', '-'));
@@ -140,7 +138,7 @@ function report(of: TrainCase, { backend, label, threads }: OpenBackend, time: n
 }
 
 async function compare(
-  peer: SuiteOptions['peers'][number],
+  peer: PeerName,
   of: TrainCase,
   folder: string,
   losses: readonly number[],
@@ -149,7 +147,11 @@ async function compare(
 ): Promise<void> {
   const { batch, length } = of.batch;
   const { model } = configs[of.size];
-  const answer = await trainPeer(peer, { folder, model, batch, length, learningRate: LEARNING_RATE }, options);
+  const answer = await trainPeer(
+    peer,
+    { folder, model, batch, length, learningRate: LEARNING_RATE, steps: COMPARED },
+    options,
+  );
   if (!answer) return;
   const common = { suite: 'train', case: of.name, threads: options.threads, backend: peer };
   const value = (batch * length) / answer.seconds;
@@ -161,10 +163,4 @@ async function compare(
   options.emit({ ...common, metric: 'loss difference', value: worst, unit: `worst of ${both.length}` });
   if (!(worst <= 1e-4)) options.fail(`train ${of.name} on ${peer}: expected losses within 1e-4 of ours, got ${worst}`);
   options.emit(ratio(mine, theirs));
-}
-
-/** Two layouts of the same examples have the same loss. */
-function expectEqual(name: string, padded: number | undefined, packed: number | undefined): void {
-  if (padded === undefined || packed === undefined || Math.abs(padded - packed) <= 1e-5 * padded) return;
-  throw new Error(`train ${name}: expected the loss ${padded} of the padded batch, got ${packed}`);
 }
