@@ -7,7 +7,7 @@ import { resolveObjectURL } from 'node:buffer';
 import { Worker } from 'node:worker_threads';
 import { allowRelaxedSimd } from '../suites/loops.js';
 import { job, readCase, require, rotary, serve, sizesOf } from './peer.js';
-import type { Peer, Step, TrainJob, Weight } from './peer.js';
+import type { Peer, Step, TrainTask, Weight } from './peer.js';
 
 interface Arr {
   readonly ref: Arr;
@@ -120,7 +120,7 @@ const put = ({ data, shape }: Weight): Arr => np.array(data).reshape(shape);
 const linear = (x: Arr, w: Arr): Arr => np.dot(x, w.transpose());
 
 /** The mean loss of the next tokens, as a function of the adapters, `pins`, the frozen weights and the ids `[B, T]`. */
-function lossOf({ batch: B, length: T, ...of }: TrainJob) {
+function lossOf({ batch: B, length: T, ...of }: TrainTask) {
   const { C, H, G, D, L, eps } = sizesOf({ batch: B, length: T, ...of });
 
   return (lora: Table, pins: Table, frozen: Table, ids: Arr): Arr => {
@@ -174,7 +174,7 @@ function lossOf({ batch: B, length: T, ...of }: TrainJob) {
  * Zero vectors that are added where a value and its gradient must be kept: without them its jit merges the gradients of
  * softmax and silu into the products after them and computes them again for every output.
  */
-function pinsOf(of: TrainJob): Table {
+function pinsOf(of: TrainTask): Table {
   const { C, F, V, L } = sizesOf(of);
   const pins: Table = { logits: np.zeros([V]) };
   for (let l = 0; l < L; l++) {
@@ -205,7 +205,7 @@ function adam(learningRate: number) {
   };
 }
 
-function finetuning(of: TrainJob): Step {
+function finetuning(of: TrainTask): Step {
   const { weights, ids } = readCase(of);
   const { D, theta } = sizesOf(of);
   const isFactor = (name: string): boolean => name.includes('.lora_');

@@ -8,19 +8,17 @@ import { join } from 'node:path';
 import type { Product } from '../configs.js';
 import { medianSeconds } from '../suites/timing.js';
 
-interface AnyJob {
-  /** The folder whose node_modules has the packages. */
-  packages: string;
+interface Timing {
   threads: number;
   seconds: number;
 }
 
-export interface GemmJob extends AnyJob {
+export interface GemmTask extends Timing {
   suite: 'gemm';
   shapes: readonly Product[];
 }
 
-export interface TrainJob extends AnyJob {
+export interface TrainTask extends Timing {
   suite: 'train';
   /** What `exportCase` wrote. */
   folder: string;
@@ -33,7 +31,14 @@ export interface TrainJob extends AnyJob {
   steps: number;
 }
 
-export type Job = GemmJob | TrainJob;
+export type Task = GemmTask | TrainTask;
+
+export type Job = Task & {
+  /** The folder whose node_modules has the packages. */
+  packages: string;
+  /** A folder for files of its own. */
+  scratch: string;
+};
 
 export interface GemmAnswer {
   shape: Product;
@@ -51,7 +56,7 @@ export const job = JSON.parse(process.argv[2] ?? 'null') as Job;
 export const require = createRequire(join(job.packages, 'package.json'));
 
 /** The sizes of a model, in letters: C hidden, F intermediate, H and G heads, D head size, V vocabulary, L layers. */
-export function sizesOf({ model }: TrainJob) {
+export function sizesOf({ model }: TrainTask) {
   const size = (field: string): number => model[field] as number;
   const [C, H] = [size('hidden_size'), size('num_attention_heads')];
   return {
@@ -66,7 +71,7 @@ export interface Weight {
 }
 
 /** Weights by their PEFT names, and token ids. */
-export function readCase({ folder }: TrainJob): { weights: Map<string, Weight>; ids: Int32Array } {
+export function readCase({ folder }: TrainTask): { weights: Map<string, Weight>; ids: Int32Array } {
   const { tensors } = JSON.parse(readFileSync(join(folder, 'index.json'), 'utf8')) as { tensors: [string, number[]][] };
   const bytes = readFileSync(join(folder, 'weights.bin'));
   const weights = new Map<string, Weight>();
@@ -95,7 +100,7 @@ export interface Peer {
   /** A function that multiplies once and waits for it, and one that gives the product. */
   product(a: Weight, b: Weight): { run(): unknown; result(): Promise<ArrayLike<number>> };
   /** A finetuning step that gives the loss before it. */
-  finetuning(job: TrainJob): Step;
+  finetuning(job: TrainTask): Step;
 }
 
 const answer = (line: GemmAnswer | TrainAnswer): void => console.log(JSON.stringify(line));

@@ -4,12 +4,11 @@
  * Batched or flagged ones, so all gradients of `matMul`, take a plain loop. Hence every product here is 2-D with explicit
  * transpositions, in derivatives too, and frozen weights are kept both ways round.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { allowRelaxedSimd } from '../suites/loops.js';
 import { job, readCase, require, rotary, serve, sizesOf } from './peer.js';
-import type { Peer, Step, TrainJob, Weight } from './peer.js';
+import type { Peer, Step, TrainTask, Weight } from './peer.js';
 
 interface Arr {
   add(x: Arr | number): Arr;
@@ -68,12 +67,12 @@ interface TfWasm {
 }
 
 /**
- * Its threaded build starts Workers from blob URLs, which Node's Worker does not take: a file in `scratch` takes the blob's
+ * Its threaded build starts Workers from blob URLs, which Node's Worker does not take: a file takes the blob's
  * place. It also takes half the processors it sees.
  */
-async function load(scratch: string): Promise<Tf> {
+async function load(): Promise<Tf> {
   allowRelaxedSimd();
-  const { threads } = job;
+  const { threads, scratch } = job;
   const { warn } = console;
   console.warn = () => undefined; // it advertises another package
   const tf = require('@tensorflow/tfjs') as Tf;
@@ -107,9 +106,7 @@ async function load(scratch: string): Promise<Tf> {
   return tf;
 }
 
-const scratch = mkdtempSync(join(tmpdir(), 'milora-tfjs-'));
-process.on('exit', () => rmSync(scratch, { recursive: true, force: true }));
-const tf = await load(scratch);
+const tf = await load();
 const put = ({ data, shape }: Weight): Arr => tf.tensor(data, shape);
 
 /** A product whose derivatives keep to the fast path. */
@@ -134,7 +131,7 @@ function frozen(weight: Weight): (x: Arr) => Arr {
   }));
 }
 
-function finetuning(of: TrainJob): Step {
+function finetuning(of: TrainTask): Step {
   const { batch: B, length: T } = of;
   const { C, H, G, D, L, eps, theta } = sizesOf(of);
   const { weights, ids } = readCase(of);

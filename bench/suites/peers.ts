@@ -1,9 +1,10 @@
 /** Other libraries, each in a process of its own, one after another in the same run (bench/peers). */
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { benchFolder } from '../configs.js';
-import type { GemmAnswer, Job, TrainAnswer, TrainJob } from '../peers/peer.js';
+import type { GemmAnswer, Task, TrainAnswer, TrainTask } from '../peers/peer.js';
 import type { PeerName, Result, SuiteOptions } from './suite.js';
 
 const PACKAGES: Record<PeerName, string> = { 'jax-js': '@jax-js/jax', tfjs: '@tensorflow/tfjs-backend-wasm' };
@@ -20,9 +21,10 @@ export function requirePeers(peers: readonly PeerName[], folder = peersFolder): 
 }
 
 /** Runs a job in a peer's process; undefined, and a complaint, when it fails or takes too long. */
-async function runPeer<Answer>(peer: PeerName, job: Job, options: SuiteOptions): Promise<Answer[] | undefined> {
+async function runPeer<Answer>(peer: PeerName, job: Task, options: SuiteOptions): Promise<Answer[] | undefined> {
   const script = join(benchFolder, 'dist', 'peers', `${peer}.js`);
-  const child = spawn(process.execPath, [script, JSON.stringify(job)], {
+  const scratch = mkdtempSync(join(tmpdir(), 'milora-peer-'));
+  const child = spawn(process.execPath, [script, JSON.stringify({ ...job, packages: peersFolder, scratch })], {
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: options.peerLimit * 1000,
     killSignal: 'SIGKILL',
@@ -30,13 +32,14 @@ async function runPeer<Answer>(peer: PeerName, job: Job, options: SuiteOptions):
   let [answers, complaints] = ['', ''];
   child.stdout.on('data', (text) => (answers += String(text)));
   child.stderr.on('data', (text) => (complaints += String(text)));
-  const [code, signal] = await new Promise<[number | null, string | null]>((resolve, reject) => {
-    child.on('error', reject).on('close', (...end) => resolve(end));
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.on('error', reject).on('close', resolve);
   });
+  rmSync(scratch, { recursive: true, force: true });
   if (code !== 0) {
-    const reason = /^.*(?:error|abort).*$/im.exec(complaints)?.[0].trim() ?? `exit status ${code}`;
-    const got =
-      signal === 'SIGKILL' ? `no end within ${options.peerLimit} s (--peer-limit) or the lack of memory` : reason;
+    const complaint = /^.*(?:error|abort).*$/im.exec(complaints)?.[0].trim();
+    const end = child.killed ? `no end within ${options.peerLimit} s (--peer-limit)` : `exit status ${code}`;
+    const got = complaint ?? end;
     options.fail(`${job.suite} on ${peer}: expected a measurement, got ${got.slice(0, 300)}`);
     return undefined;
   }
@@ -49,7 +52,7 @@ async function runPeer<Answer>(peer: PeerName, job: Job, options: SuiteOptions):
 /** The products of the gemm suite in a peer. */
 export async function gemmPeer(peer: PeerName, options: SuiteOptions): Promise<Result[]> {
   const { shapes, threads, seconds } = options;
-  const job: Job = { suite: 'gemm', packages: peersFolder, shapes, threads, seconds };
+  const job: Task = { suite: 'gemm', shapes, threads, seconds };
   const answers = (await runPeer<GemmAnswer>(peer, job, options)) ?? [];
   return answers.map(({ shape: [m, k, n], seconds: time }) => ({
     ...{ suite: 'gemm', case: `${m}x${k}x${n}`, metric: 'throughput', unit: 'GFLOPS', threads, backend: peer },
@@ -60,11 +63,11 @@ export async function gemmPeer(peer: PeerName, options: SuiteOptions): Promise<R
 /** The finetuning step in a peer, from the files of `exportCase`. */
 export async function trainPeer(
   peer: PeerName,
-  of: Omit<TrainJob, 'suite' | 'packages' | 'threads' | 'seconds'>,
+  of: Omit<TrainTask, 'suite' | 'threads' | 'seconds'>,
   options: SuiteOptions,
 ): Promise<TrainAnswer | undefined> {
   const { threads, seconds } = options;
-  const job: Job = { suite: 'train', packages: peersFolder, threads, seconds, ...of };
+  const job: Task = { suite: 'train', threads, seconds, ...of };
   return (await runPeer<TrainAnswer>(peer, job, options))?.[0];
 }
 

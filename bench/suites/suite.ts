@@ -1,4 +1,5 @@
 /** What all benchmark suites share: their options, how a result is written, and how a case is timed. */
+import { setImmediate } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { createWasmBackend } from '@milora/tensor';
@@ -72,15 +73,20 @@ export interface OpenBackend {
   close(): Promise<void>;
 }
 
-/** Frees the wasm memory of the cases before, so that `rss` is about one case only. */
-function collectGarbage(): void {
+/** Resident bytes of this process, after the wasm memory of cases before this one was freed. */
+export async function residentBytes(): Promise<number> {
   setFlagsFromString('--expose-gc');
-  (runInNewContext('gc') as () => void)();
+  const collect = runInNewContext('gc') as () => void;
+  // strays of a finished case hold its memory until their finalizers have run
+  for (let i = 0; i < 3; i++) {
+    collect();
+    await setImmediate();
+  }
+  return process.memoryUsage().rss;
 }
 
 /** Starts a backend; `gpu/webasm` runs on the calling thread only. */
 export async function openBackend(name: BackendName, threads: number): Promise<OpenBackend> {
-  collectGarbage();
   if (name === 'wasm') {
     const backend = createWasmBackend({ threads });
     await backend.ready();

@@ -14,7 +14,7 @@ import type { Labelled } from './finetuning.js';
 import { ratio, trainPeer } from './peers.js';
 import { realBatch } from './realBatch.js';
 import { fraction, stepFlops } from './roofline.js';
-import { Timer, openBackend } from './suite.js';
+import { Timer, openBackend, residentBytes } from './suite.js';
 import type { BackendName, Method, OpenBackend, PeerName, Result, SuiteOptions } from './suite.js';
 
 /** Losses that are handed to peers and compared with theirs. */
@@ -111,7 +111,7 @@ async function measure(
       while (run.losses.length < COMPARED) await run.step(of.batch);
       finish({ config: of.size, losses: run.losses.slice(0, COMPARED) });
     }
-    const result = report(of, opened, time, options);
+    const result = await report(of, opened, time, options);
     if (options.limits && name === 'wasm') {
       const value = fraction(options.limits, flops, time);
       options.emit({ ...result, metric: 'fraction', value, unit: 'of the limit' });
@@ -125,7 +125,12 @@ async function measure(
   }
 }
 
-function report(of: TrainCase, { backend, label, threads }: OpenBackend, time: number, { emit }: SuiteOptions): Result {
+async function report(
+  of: TrainCase,
+  { backend, label, threads }: OpenBackend,
+  time: number,
+  { emit }: SuiteOptions,
+): Promise<Result> {
   const common = { suite: 'train', case: of.name, threads, backend: label };
   const tokens = of.lengths.reduce((a, b) => a + b, 0);
   const throughput = { ...common, metric: 'throughput', value: tokens / time, unit: 'tokens/s' };
@@ -133,7 +138,7 @@ function report(of: TrainCase, { backend, label, threads }: OpenBackend, time: n
   const { peakBytes, reservedBytes } = backend.memory();
   emit({ ...common, metric: 'peak', value: peakBytes, unit: 'bytes' });
   emit({ ...common, metric: 'reserved', value: reservedBytes, unit: 'bytes' });
-  emit({ ...common, metric: 'rss', value: process.memoryUsage().rss, unit: 'bytes' });
+  emit({ ...common, metric: 'rss', value: await residentBytes(), unit: 'bytes' });
   return throughput;
 }
 
