@@ -1,31 +1,33 @@
 /** The shapes that benchmarks use: configs.json. */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 
 export interface TrainConfig {
   batch: number;
   seq: number;
   rank: number;
   /** Hugging Face config.json fields. */
-  model: Record<string, unknown>;
+  model: Record<string, unknown> & { max_position_embeddings: number };
 }
 
-interface Configs extends Record<'260K' | '15M' | '135M', TrainConfig> {
-  /** m, k, n of products. */
-  gemm: [number, number, number][];
+export const SIZES = ['260K', '15M', '135M'] as const;
+export type Size = (typeof SIZES)[number];
+
+/** m, k, n of a product. */
+export type Product = [m: number, k: number, n: number];
+
+interface Configs extends Record<Size, TrainConfig> {
+  gemm: Product[];
 }
 
-// beside the source, and one folder up from the build
-const here = ['./configs.json', '../configs.json'].map((path) => new URL(path, import.meta.url));
+/** The bench folder: beside the source, and one folder up from the build. */
+export const benchFolder = findFolder();
 
-function read(): Configs {
-  for (const url of here) {
-    try {
-      return JSON.parse(readFileSync(url, 'utf8')) as Configs;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    }
-  }
-  throw new Error('bench: expected configs.json in the bench folder, got none');
+function findFolder(): string {
+  const folders = ['./', '../'].map((path) => fileURLToPath(new URL(path, import.meta.url)));
+  const found = folders.find((folder) => existsSync(`${folder}configs.json`));
+  if (found === undefined) throw new Error('bench: expected configs.json in the bench folder, got none');
+  return found;
 }
 
-export const configs = read();
+export const configs = JSON.parse(readFileSync(`${benchFolder}configs.json`, 'utf8')) as Configs;

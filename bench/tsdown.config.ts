@@ -4,6 +4,12 @@ import { base } from '../tsdown.base.ts';
 export default defineConfig({
   ...base,
   platform: 'node',
-  entry: { bench: 'bench.ts', golden: 'golden.ts' },
+  entry: {
+    bench: 'bench.ts',
+    golden: 'golden.ts',
+    // processes of their own
+    'peers/jax-js': 'peers/jax-js.ts',
+    'peers/tfjs': 'peers/tfjs.ts',
+  },
   dts: false,
 });
