@@ -8,8 +8,12 @@
 import { TensorError } from './errors.js';
 
 /** What a scope holds: anything that can be freed. */
-interface Owned {
+export interface Owned {
   dispose(): void;
+  /** The contents of the scope that holds it. */
+  owner: Set<Owned> | undefined;
+  /** Called when no scope holds it any more. */
+  abandoned(): void;
 }
 
 class Scope {
@@ -17,22 +21,19 @@ class Scope {
 }
 
 const stack: Scope[] = [];
-const ownerOf = new WeakMap<Owned, Scope>();
 
-/** Gives a new object to the innermost scope, if there is one. */
+/** Gives an object to the innermost scope, if there is one. */
 export function adopt(object: Owned): void {
   const scope = stack.at(-1);
-  if (!scope) return;
+  if (!scope) return object.abandoned();
   scope.owned.add(object);
-  ownerOf.set(object, scope);
+  object.owner = scope.owned;
 }
 
 /** Takes an object out of its scope. */
 export function release(object: Owned): void {
-  const scope = ownerOf.get(object);
-  if (!scope) return;
-  scope.owned.delete(object);
-  ownerOf.delete(object);
+  object.owner?.delete(object);
+  object.owner = undefined;
 }
 
 function close(scope: Scope): void {

@@ -12,6 +12,7 @@ import { TensorError } from './errors.js';
 import { sizeOf } from './host.js';
 import type { HostTensor } from './host.js';
 import { adopt, release } from './scope.js';
+import type { Owned } from './scope.js';
 
 /** Memory shared by a tensor and its reshapes. */
 class Handle {
@@ -39,8 +40,11 @@ export interface TensorOptions<D extends DType = DType> {
   backend?: Backend;
 }
 
-export class Tensor {
+export class Tensor implements Owned {
+  /** @internal */
+  owner: Set<Owned> | undefined;
   private handle: Handle | undefined;
+  private isStray = false;
   readonly size: number;
 
   private constructor(
@@ -50,7 +54,6 @@ export class Tensor {
   ) {
     this.size = sizeOf(shape);
     this.handle = handle;
-    strays.register(this, handle, this);
     adopt(this);
   }
 
@@ -137,7 +140,7 @@ export class Tensor {
   /** Frees the memory now, unless a reshape still uses it. Freeing twice is harmless. */
   dispose(): void {
     if (!this.handle) return;
-    strays.unregister(this);
+    if (this.isStray) strays.unregister(this);
     release(this);
     const handle = this.handle;
     this.handle = undefined;
@@ -151,7 +154,15 @@ export class Tensor {
   /** Takes the tensor out of its scope: it lives until `dispose()` (or until it is garbage). */
   keep(): this {
     release(this);
+    this.abandoned();
     return this;
+  }
+
+  /** @internal No scope frees it: the garbage collector must. */
+  abandoned(): void {
+    if (this.isStray || !this.handle) return;
+    this.isStray = true;
+    strays.register(this, this.handle, this);
   }
 
   /** Copies the elements to the host. Works on every backend. */
