@@ -100,7 +100,7 @@ export async function exportLlama(model: LlamaForCausalLM, dtype: DType = 'f32')
   const out: [string, HostTensor][] = [];
   for (const [name, tensor] of model.stateDict()) {
     const host = await tensor.toHost();
-    out.push([name, { shape: host.shape, dtype, data: convertHost(host.data, host.dtype, dtype) }]);
+    out.push([name, { shape: host.shape, dtype, data: convertHost(host.data, host.dtype, dtype, host.shape) }]);
   }
   return out;
 }

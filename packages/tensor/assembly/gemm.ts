@@ -6,7 +6,7 @@
  * Every element of C is computed by the same sequence of operations wherever the matrix is cut, since threads get whole tiles.
  */
 import { float, int, ptr, scratch } from './control';
-import { madd, sum4 } from './simd';
+import { madd } from './simd';
 
 export const MR: i32 = 6;
 export const NR: i32 = 8;
@@ -19,8 +19,9 @@ export function productScratch(): usize {
   return <usize>(MC * KC + KC * NC + MR * NR) << 2;
 }
 
-const F32: i32 = 0;
-const BF16: i32 = 1;
+export const F32: i32 = 0;
+export const BF16: i32 = 1;
+export const I8: i32 = 3; // rows of whole numbers, then a scale for each
 
 // @ts-ignore: decorator
 @inline
@@ -34,8 +35,20 @@ function half(bits: u32): f32 {
 
 // @ts-ignore: decorator
 @inline
-function loadAs(p: usize, index: isize, type: i32): f32 {
+function shiftOf(type: i32): usize {
+  return type == F32 ? 2 : type == I8 ? 0 : 1;
+}
+
+/** Address of the scales of int8 weights [n, k]. */
+export function scalesOf(w: usize, n: i32, k: i32): usize {
+  return w + ((<usize>n * <usize>k + 3) & ~3);
+}
+
+// @ts-ignore: decorator
+@inline
+export function loadAs(p: usize, index: isize, type: i32): f32 {
   if (type == F32) return load<f32>(p + (index << 2));
+  if (type == I8) return <f32>load<i8>(p + index);
   const bits = <u32>load<u16>(p + (index << 1));
   return type == BF16 ? reinterpret<f32>(bits << 16) : half(bits);
 }
@@ -94,10 +107,11 @@ export function packA(to: usize, a: usize, rs: isize, cs: isize, rows: i32, dept
   }
 }
 
-/** Packs `depth` × `columns` of B into panels [columns / 8][depth][8], zero-filled, converted to f32. */
-export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32): void {
+/** Packs `depth` × `columns` of B into panels [columns / 8][depth][8], zero-filled, converted to f32; int8 columns have `scales`. */
+export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32, scales: usize = 0): void {
   for (let j = 0; j < columns; j += NR) {
     const live = min(NR, columns - j);
+    const panel = to;
     if (type == F32 && live == NR && cs == 1) {
       let p = b + (<usize>j << 2);
       for (let k = 0; k < depth; k++) {
@@ -121,7 +135,7 @@ export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, col
       }
     } else if (live == NR && rs == 1 && type != 2) {
       // rows of the stored matrix run along k: transpose 4 × 8 at a time
-      const bytes: usize = type == F32 ? 2 : 1;
+      const bytes = shiftOf(type);
       const step = cs << bytes;
       const p0 = b + ((<isize>j * cs) << bytes);
       let k = 0;
@@ -161,12 +175,25 @@ export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, col
         to += 32;
       }
     }
+    if (type == I8) scaleColumns(panel, to, scales + (<usize>j << 2), live);
+  }
+}
+
+/** Multiplies the columns of a panel by their scales. */
+function scaleColumns(panel: usize, end: usize, scales: usize, live: i32): void {
+  for (let c: usize = 0; c < <usize>live << 2; c += 4) {
+    const scale = load<f32>(scales + c);
+    for (let p = panel + c; p < end; p += NR << 2) store<f32>(p, load<f32>(p) * scale);
   }
 }
 
 // @ts-ignore: decorator
 @inline
 function load4(p: usize, type: i32): v128 {
+  if (type == I8) {
+    const halves = i16x8.extend_low_i8x16_s(v128.load32_zero(p));
+    return f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(halves));
+  }
   return type == F32 ? v128.load(p) : i32x4.shl(v128.load16x4_u(p), 16);
 }
 
@@ -294,14 +321,14 @@ export function scaleBlock(p: usize, count: i32, factor: f32): void {
 function product(
   m: i32, n: i32, k: i32,
   a: usize, ars: isize, acs: isize,
-  b: usize, brs: isize, bcs: isize, type: i32,
+  b: usize, brs: isize, bcs: isize, type: i32, scales: usize,
   c: usize, ldc: isize,
   alpha: f32, accumulate: bool, work: usize,
 ): void {
   const packedA = work;
   const packedB = packedA + (<usize>(MC * KC) << 2);
   const edge = packedB + (<usize>(KC * NC) << 2);
-  const shift: usize = type == F32 ? 2 : 1;
+  const shift = shiftOf(type);
   if (k == 0) {
     if (!accumulate) for (let i = 0; i < m; i++) memory.fill(c + ((<isize>i * ldc) << 2), 0, <usize>n << 2);
     return;
@@ -317,7 +344,7 @@ function product(
       // an operand that is used once or twice is not worth packing: whole tiles of it are read in place
       const directB = type == F32 && bcs == 1 && m <= 2 * MR ? nc - (nc % NR) : 0;
       if (directB < nc) {
-        packB(packedB + (<usize>(directB * kc) << 2), blockB + ((<isize>directB * bcs) << shift), brs, bcs, kc, nc - directB, type);
+        packB(packedB + (<usize>(directB * kc) << 2), blockB + ((<isize>directB * bcs) << shift), brs, bcs, kc, nc - directB, type, scales + (<usize>(j0 + directB) << 2));
       }
       for (let i0 = 0; i0 < m; i0 += MC) {
         const mc = min(MC, m - i0);
@@ -366,7 +393,8 @@ export function gemm(begin: i32, end: i32): void {
   const m = int(3), n = int(4), k = int(5);
   const ars = <isize>int(6), acs = <isize>int(7), brs = <isize>int(8), bcs = <isize>int(9);
   const type = int(12);
-  const shift: usize = type == F32 ? 2 : 1;
+  const shift = shiftOf(type);
+  const scales = type == I8 ? scalesOf(b, n, k) : 0;
   const alpha = float(13);
   const accumulate = int(14) != 0;
   const rows = int(15) != 0;
@@ -381,45 +409,11 @@ export function gemm(begin: i32, end: i32): void {
     const cb = c + (<usize>(batch * m * n) << 2);
     if (rows) {
       const i = first * MR;
-      product(min(m, last * MR) - i, n, k, ab + ((<isize>i * ars) << 2), ars, acs, bb, brs, bcs, type, cb + (<usize>(i * n) << 2), n, alpha, accumulate, work);
+      product(min(m, last * MR) - i, n, k, ab + ((<isize>i * ars) << 2), ars, acs, bb, brs, bcs, type, scales, cb + (<usize>(i * n) << 2), n, alpha, accumulate, work);
     } else {
       const j = first * NR;
-      product(m, min(n, last * NR) - j, k, ab, ars, acs, bb + ((<isize>j * bcs) << shift), brs, bcs, type, cb + (<usize>j << 2), n, alpha, accumulate, work);
+      product(m, min(n, last * NR) - j, k, ab, ars, acs, bb + ((<isize>j * bcs) << shift), brs, bcs, type, scales + (<usize>j << 2), cb + (<usize>j << 2), n, alpha, accumulate, work);
     }
     begin += last - first;
-  }
-}
-
-/**
- * y[n] = alpha · W[n, k] · x (+ y): the product with one row, as in decoding. Rows of W are contiguous (brs = 1, bcs = stride).
- * Slots as `gemm`; tasks are groups of 4 rows of W.
- */
-export function gemv(begin: i32, end: i32): void {
-  const x = ptr(0), w = ptr(1), y = ptr(2);
-  const n = int(4), k = int(5), stride = <isize>int(9), type = int(12);
-  const alpha = float(13);
-  const accumulate = int(14) != 0;
-  const shift: usize = type == F32 ? 2 : 1;
-  for (let task = begin; task < end; task++) {
-    for (let j = task * 4, last = min(n, task * 4 + 4); j < last; j++) {
-      const row = w + ((<isize>j * stride) << shift);
-      let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
-      let i = 0;
-      if (type != 2) {
-        for (; i + 16 <= k; i += 16) {
-          const p = row + (<usize>i << shift), q = x + (<usize>i << 2);
-          const four: usize = <usize>4 << shift;
-          s0 = madd(load4(p, type), v128.load(q), s0);
-          s1 = madd(load4(p + four, type), v128.load(q, 16), s1);
-          s2 = madd(load4(p + 2 * four, type), v128.load(q, 32), s2);
-          s3 = madd(load4(p + 3 * four, type), v128.load(q, 48), s3);
-        }
-        for (; i + 4 <= k; i += 4) s0 = madd(load4(row + (<usize>i << shift), type), v128.load(x + (<usize>i << 2)), s0);
-      }
-      let sum = sum4(f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
-      for (; i < k; i++) sum += loadAs(row, i, type) * load<f32>(x + (<usize>i << 2));
-      const at = y + (<usize>j << 2);
-      store<f32>(at, accumulate ? load<f32>(at) + alpha * sum : alpha * sum);
-    }
   }
 }

@@ -15,13 +15,15 @@ export interface MatmulOptions {
 
 /**
  * alpha · op(a) · op(b). Shapes `[…, m, k]` · `[…, k, n]` → `[…, m, n]`; the leading dimensions agree, or one operand is a
- * plain matrix shared by all. b may be stored in bf16 or f16. Throws on wrong shapes, dtypes or mixed backends.
+ * plain matrix shared by all. b may be stored in bf16, f16 or, transposed, in int8. Throws on wrong shapes, dtypes or mixed backends.
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
   const { transposeA = false, transposeB = false, alpha = 1, into } = options;
   const backend = backendOf('matmul', a, b, ...(into ? [into] : []));
   expectDType('matmul', 'a', a, 'f32');
-  expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16');
+  expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16', 'int8');
+  const byRow = b.dtype !== 'int8' || (transposeB && b.rank === 2);
+  expectThat(byRow, 'matmul', "transposeB and one matrix with b of dtype int8, or cast(b, 'f32')", show(b.shape), 'dtype');
   expectThat(
     a.rank >= 2 && b.rank >= 2,
     'matmul',

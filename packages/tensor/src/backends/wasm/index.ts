@@ -11,16 +11,18 @@ import type {
   BinaryOp,
   MatmulSpec,
   MemoryInfo,
+  Recording,
   ReduceOp,
   SgdSpec,
   Shape4,
   Storage,
   UnaryOp,
 } from '../../backend.js';
-import { allocHost, bytesPerElement, convertHost } from '../../dtype.js';
+import { allocHost, bytesPerElement, convertHost, hostLength } from '../../dtype.js';
 import type { DType, HostArray } from '../../dtype.js';
 import { TensorError } from '../../errors.js';
 import { Allocator } from './allocator.js';
+import { Recorder } from './recorder.js';
 import { WasmRuntime } from './runtime.js';
 import type { WasmOptions } from './runtime.js';
 
@@ -57,6 +59,9 @@ const JOBS = {
   rope: 26,
   scatterAddRows: 27,
   attentionFew: 28,
+  gatherRows: 29,
+  writeRows: 30,
+  dequantizeRows: 31,
 } as const;
 
 const UNARY: Partial<Record<UnaryOp, number>> = {
@@ -72,7 +77,7 @@ const UNARY: Partial<Record<UnaryOp, number>> = {
 };
 const UNARY_LOOP: Partial<Record<UnaryOp, (x: number) => number>> = { log: Math.log, tanh: Math.tanh };
 const BINARY: Record<BinaryOp, number> = { add: 0, sub: 1, mul: 2, div: 3, max: 4, min: 5 };
-const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2 };
+const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, int8: 3 };
 
 const BLOCK = 1024; // elements of an elementwise task (assembly/elementwise.ts)
 const TILE_ROWS = 6;
@@ -80,6 +85,7 @@ const TILE_COLUMNS = 8;
 const QUERY_BLOCK = 96; // queries of an attention task, a multiple of TILE_ROWS
 const GRAD_BLOCK = 48; // queries whose scores the gradient of attention holds at once
 const FEW_QUERIES = 4; // so many read keys and values in place
+const FEW_ROWS = 4; // products with so many rows read the other operand in place
 
 /** Work below which a second thread costs more than it saves, in elements touched. */
 const WORTH = 16_384;
@@ -88,6 +94,8 @@ const rowGrain = (columns: number) => Math.max(1, Math.ceil(WORTH / Math.max(1, 
 /** A block of wasm memory. `at` is its address; a freed block has address 0. */
 interface Block extends Storage {
   at: number;
+  /** The recording it was made in, which keeps its memory. */
+  owner?: Recorder;
 }
 
 /** Creates a wasm backend with its own memory and threads. */
@@ -129,17 +137,45 @@ export class WasmBackend implements Backend {
 
   private alloc(elements: number, bytesEach = 4): Block {
     const bytes = elements * bytesEach;
+    const { recorder: owner } = this.runtime;
+    if (owner) {
+      const block = { at: owner.alloc(Allocator.rounded(bytes)), bytes: Allocator.rounded(bytes), owner };
+      this.made.push(block);
+      return block;
+    }
     const block: Block = { at: this.runtime.allocator.alloc(bytes), bytes: Allocator.rounded(bytes) };
-    this.liveBytes += block.bytes;
+    this.count(block.bytes);
+    return block;
+  }
+
+  private count(bytes: number): void {
+    this.liveBytes += bytes;
     this.liveBuffers++;
     if (this.liveBytes > this.peakBytes) this.peakBytes = this.liveBytes;
-    return block;
+  }
+
+  private discount(bytes: number): void {
+    this.liveBytes -= bytes;
+    this.liveBuffers--;
   }
 
   private at(x: Storage): number {
     const { at } = x as Block;
     if (at === 0) throw new TensorError('disposed', 'wasm: expected live memory, got memory that was freed');
+    if (this.runtime.recorder) this.note(x as Block, this.runtime.recorder);
     return at;
+  }
+
+  private note(block: Block, recorder: Recorder): void {
+    recorder.use(block.at);
+    if (block.owner !== recorder) this.inputs.add(block);
+  }
+
+  /** For kernels that are no job: they would be missing from a replay. */
+  private notRecorded(kernel: string): void {
+    if (this.runtime.recorder) {
+      throw new TensorError('capture', `capture: expected kernels that can be recorded, got ${kernel}; call it before or after`);
+    }
   }
 
   private view(x: Storage, dtype: DType, length: number): HostArray {
@@ -155,6 +191,8 @@ export class WasmBackend implements Backend {
       case 'bf16':
       case 'f16':
         return new Uint16Array(buffer, at, length);
+      case 'int8':
+        return new Int8Array(buffer, at, length);
     }
   }
 
@@ -169,6 +207,7 @@ export class WasmBackend implements Backend {
   }
 
   upload(data: HostArray, dtype: DType): Storage {
+    this.notRecorded('upload');
     const block = this.alloc(data.length, bytesPerElement(dtype));
     this.view(block, dtype, data.length).set(data);
     return block;
@@ -184,12 +223,78 @@ export class WasmBackend implements Backend {
     return this.readSync(x, dtype, length);
   }
 
+  assign(x: Storage, data: HostArray, dtype: DType): Storage {
+    this.notRecorded('assign');
+    this.view(x, dtype, data.length).set(data);
+    return x;
+  }
+
   free(x: Storage): void {
     const block = x as Block;
-    this.runtime.allocator.free(this.at(block));
+    if (block.owner?.disposed) return;
+    if (block.owner) {
+      // its memory belongs to the recording, in which later commands may use it again
+      if (this.runtime.recorder === block.owner) block.owner.free(this.at(block));
+      else this.at(block);
+    } else {
+      this.runtime.allocator.free(this.at(block));
+      this.discount(block.bytes);
+    }
     block.at = 0;
-    this.liveBytes -= block.bytes;
-    this.liveBuffers--;
+  }
+
+  /** Storages from outside that the recording in progress reads or updates. */
+  private inputs = new Set<Block>();
+  /** Storages made in it. */
+  private made: Block[] = [];
+
+  capture(fn: () => void): Recording {
+    const { runtime } = this;
+    this.notRecorded('capture');
+    const recorder = new Recorder((bytes) => {
+      const at = runtime.allocator.alloc(bytes);
+      this.count(bytes);
+      return at;
+    });
+    const made: Block[] = (this.made = []);
+    const freeMemory = (): void => {
+      recorder.disposed = true;
+      for (const block of made) block.at = 0;
+      for (const [at, bytes] of recorder.memory) {
+        runtime.allocator.free(at);
+        this.discount(bytes);
+      }
+    };
+    runtime.recorder = recorder;
+    this.inputs = new Set();
+    try {
+      fn();
+    } catch (error) {
+      freeMemory();
+      throw error;
+    } finally {
+      runtime.recorder = undefined;
+    }
+    const inputs = [...this.inputs];
+    const list = runtime.writeCommands(recorder.commands);
+    const count = recorder.commands.length;
+    let live = true;
+    const refuse = (what: string): never => {
+      throw new TensorError('disposed', `replay: expected ${what}`);
+    };
+    return {
+      replay: () => {
+        if (!live) refuse('a live recording, got one that was disposed');
+        for (const input of inputs) if (input.at === 0) refuse('its inputs to live, got memory that was freed');
+        runtime.replay(list, count);
+      },
+      dispose: () => {
+        if (!live) return;
+        live = false;
+        runtime.allocator.free(list);
+        freeMemory();
+      },
+    };
   }
 
   memory(): MemoryInfo {
@@ -213,6 +318,7 @@ export class WasmBackend implements Backend {
 
   // ---- elementwise ----
   fill(n: number, value: number): Storage {
+    this.notRecorded('fill');
     const y = this.alloc(n);
     this.floats(y, n).fill(value);
     return y;
@@ -222,6 +328,7 @@ export class WasmBackend implements Backend {
     const y = this.result(n, [x]);
     const code = UNARY[op];
     if (code === undefined) {
+      this.notRecorded(op);
       const from = this.floats(x, n);
       const to = this.floats(y, n);
       const f = UNARY_LOOP[op]!;
@@ -251,6 +358,7 @@ export class WasmBackend implements Backend {
       this.runtime.run(JOBS.binary, count, rowGrain(columns));
       return y;
     }
+    this.notRecorded(`${op} over such strides`);
     const f = BINARY_LOOP[op];
     const [from, other, to] = [this.runtime.f32, this.runtime.f32, this.floats(y, n)];
     const [a0, b0] = [this.at(a) / 4, this.at(b) / 4];
@@ -283,13 +391,30 @@ export class WasmBackend implements Backend {
     if (from === 'bf16' && to === 'f32') {
       this.args(y.at, this.at(x), n).run(JOBS.fromBf16, Math.ceil(n / BLOCK), WORTH / BLOCK);
     } else {
+      this.notRecorded(`a cast from ${from} to ${to}`);
       this.view(y, to, n).set(convertHost(this.view(x, from, n), from, to));
     }
     return y;
   }
 
+  quantizeRows(x: Storage, rows: number, columns: number): Storage {
+    this.notRecorded('quantizeRows');
+    const shape = [rows, columns];
+    const length = hostLength('int8', shape);
+    const y = this.result(length, [x], 1);
+    this.view(y, 'int8', length).set(convertHost(this.floats(x, rows * columns), 'f32', 'int8', shape));
+    return y;
+  }
+
+  dequantizeRows(x: Storage, rows: number, columns: number): Storage {
+    const y = this.result(rows * columns, [x]);
+    this.args(y.at, this.at(x), 0, columns, TYPES.int8!, rows).run(JOBS.dequantizeRows, rows, rowGrain(columns));
+    return y;
+  }
+
   // ---- layout ----
   permute(x: Storage, shape: Shape4, perm: Shape4): Storage {
+    this.notRecorded('permute');
     const n = shape[0] * shape[1] * shape[2] * shape[3];
     const y = this.result(n, [x]);
     const strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
@@ -309,6 +434,7 @@ export class WasmBackend implements Backend {
 
   /** Copies `outer` runs of `run` floats, each operand advancing by its own step. */
   private copyRuns(to: number, toStep: number, from: number, fromStep: number, outer: number, run: number): void {
+    this.notRecorded('slice, concat and write');
     const { u8 } = this.runtime;
     for (let i = 0; i < outer; i++) {
       const at = from + i * fromStep * 4;
@@ -337,13 +463,8 @@ export class WasmBackend implements Backend {
 
   gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage {
     const y = this.result(count * width, [table, ids]);
-    const index = this.ints(ids, count);
-    const to = this.floats(y, count * width);
-    const from = this.view(table, dtype, rows * width);
-    for (let i = 0; i < count; i++) {
-      const row = from.subarray(index[i]! * width, (index[i]! + 1) * width);
-      to.set(convertHost(row, dtype, 'f32'), i * width);
-    }
+    const call = this.args(y.at, this.at(table), this.at(ids), width, TYPES[dtype]!, rows);
+    call.run(JOBS.gatherRows, count, rowGrain(width));
     return y;
   }
 
@@ -363,6 +484,7 @@ export class WasmBackend implements Backend {
       this.args(y.at, this.at(x), n, inner);
       this.runtime.run(JOBS.sumColumns, outer * Math.ceil(inner / 4), rowGrain(4 * n));
     } else {
+      this.notRecorded(op);
       const from = this.floats(x, outer * n * inner);
       const to = this.floats(y, outer * inner).fill(-Infinity);
       for (let o = 0; o < outer; o++)
@@ -459,8 +581,9 @@ export class WasmBackend implements Backend {
     call.int(12, type);
     call.float(13, spec.alpha);
     call.int(14, into ? 1 : 0);
-    if (m === 1 && batch === 1 && spec.transposeB) {
-      call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * k + 1))));
+    if (m <= FEW_ROWS && batch === 1 && spec.transposeB && !spec.transposeA) {
+      this.runtime.ensureGemvScratch(m, k);
+      call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * m * k + 1))));
       return c;
     }
     // cut the longer side: each thread then packs its own part of it, and only the shorter operand twice
@@ -563,6 +686,12 @@ export class WasmBackend implements Backend {
 
   write(y: Storage, x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage {
     this.copyRuns(this.at(y) + start * inner * 4, n * inner, this.at(x), count * inner, outer, count * inner);
+    return y;
+  }
+
+  writeRows(y: Storage, x: Storage, positions: Storage, batch: number, T: number, S: number, width: number): Storage {
+    const call = this.args(this.at(y), this.at(x), this.at(positions), T, S, width);
+    call.run(JOBS.writeRows, batch * T, rowGrain(width));
     return y;
   }
 
