@@ -3,6 +3,7 @@
  * `{suite, case, metric, value, unit, threads, backend}`; a table otherwise.
  */
 import { parseArgs } from 'node:util';
+import { decode } from './suites/decode.js';
 import { gemm } from './suites/gemm.js';
 import type { Result, SuiteOptions } from './suites/suite.js';
 import { svd } from './suites/svd.js';
@@ -28,6 +29,7 @@ async function main(): Promise<void> {
   const suites: Record<string, (options: SuiteOptions) => Promise<void>> = {
     gemm,
     train: (options) => train(options, sizes),
+    decode: (options) => decode(options, sizes),
     svd,
   };
   const show = ({ suite, case: of, metric, value, unit, threads, backend }: Result): string =>

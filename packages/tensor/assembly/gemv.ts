@@ -101,7 +101,7 @@ function splitBytes(k: i32): usize {
 
 /** Largest whole number that k products with 127 and sums of a quarter of them may have as a factor. */
 function largestPart(k: i32): f32 {
-  return <f32>min(32767, 0x7fffffff / (127 * ((k + 3) / 4)));
+  return <f32>min(32767, 0x7fffffff / (127 * max(1, (k + 3) / 4)));
 }
 
 /** Writes x as [h × 8][l × 8] for every 8 entries, filled up with zeros; returns s. x that is not finite makes s NaN. */

@@ -109,26 +109,33 @@ export function replay(list: usize, count: i32, threads: i32): void {
 
 const REPLAY: i32 = -1;
 
+/** Arrivals after which this thread may go on. A global for the reason that `thread` is one. */
+let due: i32 = 0;
+
 function follow(list: usize, count: i32, threads: i32): void {
-  let arrivals = 0;
+  due = 0;
   for (const end = list + <usize>count * COMMAND; list < end; list += COMMAND) {
     setArguments(list + HEAD);
     if (load<i32>(list, 8)) share(load<i32>(list), load<i32>(list, 4), threads);
     else if (thread == 0) work(load<i32>(list), 0, load<i32>(list, 4));
     if (load<i32>(list, 12) && threads > 1) {
-      arrivals += threads;
-      meet(arrivals);
+      due += threads;
+      meet();
     }
   }
   setArguments(ARGS);
 }
 
-/** Waits until there have been `arrivals`, this one included. */
-function meet(arrivals: i32): void {
-  let now = atomic.add<i32>(ARRIVED, 1) + 1;
-  for (let spins = 0; now < arrivals; now = atomic.load<i32>(ARRIVED)) {
+/** Waits until `due` threads have arrived, this one included. */
+function meet(): void {
+  atomic.add<i32>(ARRIVED, 1);
+  let spins = 0;
+  while (atomic.load<i32>(ARRIVED) < due) {
     // as in `join`; nobody wakes us but the clock
-    if (++spins > 20000 && load<i32>(MAY_WAIT)) atomic.wait<i32>(ARRIVED, now, 100000);
+    if (++spins > 20000 && load<i32>(MAY_WAIT)) {
+      const arrived = atomic.load<i32>(ARRIVED);
+      if (arrived < due) atomic.wait<i32>(ARRIVED, arrived, 100000);
+    }
   }
 }
 
