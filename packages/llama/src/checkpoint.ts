@@ -81,7 +81,10 @@ export function castWeights(model: LlamaForCausalLM, dtype: WeightDType): void {
   for (const [name, layer] of layers as [string, Linear | Embedding][]) {
     const { value, requiresGrad } = layer.weight;
     if (requiresGrad && dtype !== 'f32') {
-      throw new LlamaError('dtype', `castWeights: expected frozen weights, got ${name} in training; requiresGrad(false)`);
+      throw new LlamaError(
+        'dtype',
+        `castWeights: expected frozen weights, got ${name} in training; requiresGrad(false)`,
+      );
     }
     if (value.dtype === dtype) continue;
     layer.weight = new Variable(cast(value, dtype).keep(), { requiresGrad });

@@ -109,7 +109,9 @@ class Generation {
     if (this.left-- <= 0 || this.ended.every(Boolean)) return undefined;
     const { decoder, rows } = this;
     if (decoder?.step(Int32Array.from(rows, (row) => row.at(-1)!))) {
-      return this.sampler === greedy() ? this.takeLikeliest(decoder) : this.sample(decoder.logits.dataSync() as Float32Array);
+      return this.sampler === greedy()
+        ? this.takeLikeliest(decoder)
+        : this.sample(decoder.logits.dataSync() as Float32Array);
     }
     return this.readAll();
   }

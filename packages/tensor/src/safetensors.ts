@@ -200,7 +200,8 @@ export function encodeSafetensors(
 ): Uint8Array[] {
   const ordered = [...tensors].sort(
     ([nameA, a], [nameB, b]) =>
-      WRITING_ORDER.indexOf(a.dtype as FileDType) - WRITING_ORDER.indexOf(b.dtype as FileDType) || (nameA < nameB ? -1 : nameA > nameB ? 1 : 0),
+      WRITING_ORDER.indexOf(a.dtype as FileDType) - WRITING_ORDER.indexOf(b.dtype as FileDType) ||
+      (nameA < nameB ? -1 : nameA > nameB ? 1 : 0),
   );
   // a Map, because an object would sort names that look like numbers first
   const fields = new Map<string, unknown>();
@@ -217,7 +218,11 @@ export function encodeSafetensors(
     if (problem) throw new TensorError('safetensors-encode', `encodeSafetensors: tensor ${quote(name)}: ${problem}`);
     const { buffer, byteOffset, byteLength } = tensor.data;
     const end = offset + byteLength;
-    fields.set(name, { dtype: WRITTEN_AS[tensor.dtype as FileDType], shape: tensor.shape, data_offsets: [offset, end] });
+    fields.set(name, {
+      dtype: WRITTEN_AS[tensor.dtype as FileDType],
+      shape: tensor.shape,
+      data_offsets: [offset, end],
+    });
     chunks.push(new Uint8Array(buffer, byteOffset, byteLength));
     offset = end;
   }

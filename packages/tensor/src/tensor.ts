@@ -122,7 +122,10 @@ export class Tensor {
   assign(data: HostArray): void {
     const length = hostLength(this.dtype, this.shape);
     if (data.length !== length) {
-      throw new TensorError('shape', `assign: expected ${length} elements as in [${this.shape.join(', ')}], got ${data.length}`);
+      throw new TensorError(
+        'shape',
+        `assign: expected ${length} elements as in [${this.shape.join(', ')}], got ${data.length}`,
+      );
     }
     this.replaceStorage(this.backend.assign(this.storage, data, this.dtype));
   }
@@ -139,7 +142,10 @@ export class Tensor {
       );
     }
     if (this.dtype === 'int8' && full.at(-1) !== this.shape.at(-1)) {
-      throw new TensorError('shape', `reshape: expected rows of ${this.shape.at(-1)} to stay with int8, got [${full.join(', ')}]`);
+      throw new TensorError(
+        'shape',
+        `reshape: expected rows of ${this.shape.at(-1)} to stay with int8, got [${full.join(', ')}]`,
+      );
     }
     const handle = this.live();
     handle.references++;

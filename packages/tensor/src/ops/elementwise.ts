@@ -126,5 +126,7 @@ function convert(x: Tensor, dtype: DType): Storage {
   const { backend, storage } = x;
   if (x.dtype !== 'int8' && dtype !== 'int8') return backend.cast(storage, x.size, x.dtype, dtype);
   const { rows, columns } = rowsOf('cast', x);
-  return dtype === 'int8' ? backend.quantizeRows(storage, rows, columns) : backend.dequantizeRows(storage, rows, columns);
+  return dtype === 'int8'
+    ? backend.quantizeRows(storage, rows, columns)
+    : backend.dequantizeRows(storage, rows, columns);
 }

@@ -23,7 +23,13 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   expectDType('matmul', 'a', a, 'f32');
   expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16', 'int8');
   const byRow = b.dtype !== 'int8' || (transposeB && b.rank === 2);
-  expectThat(byRow, 'matmul', "transposeB and one matrix with b of dtype int8, or cast(b, 'f32')", show(b.shape), 'dtype');
+  expectThat(
+    byRow,
+    'matmul',
+    "transposeB and one matrix with b of dtype int8, or cast(b, 'f32')",
+    show(b.shape),
+    'dtype',
+  );
   expectThat(
     a.rank >= 2 && b.rank >= 2,
     'matmul',

@@ -22,7 +22,18 @@ import type { Numbers } from './reference.js';
 import type { Session } from './session.js';
 
 /** The kernels: all of a backend but its memory. */
-export const MEMORY = ['name', 'synchronous', 'upload', 'assign', 'capture', 'read', 'readSync', 'free', 'memory', 'resetPeak'] as const;
+export const MEMORY = [
+  'name',
+  'synchronous',
+  'upload',
+  'assign',
+  'capture',
+  'read',
+  'readSync',
+  'free',
+  'memory',
+  'resetPeak',
+] as const;
 export type KernelName = Exclude<keyof Backend, (typeof MEMORY)[number]>;
 
 /** A result on the backend; f32 unless said otherwise. */
@@ -531,7 +542,10 @@ export const cases: Record<KernelName, Case<unknown>> = {
     relative: 0,
   }),
   dequantizeRows: kernel({
-    inputs: maybeEmptyMatrix.map((i) => ({ ...i, table: table(i.seed, i.rows * i.columns, 'int8', [i.rows, i.columns]) })),
+    inputs: maybeEmptyMatrix.map((i) => ({
+      ...i,
+      table: table(i.seed, i.rows * i.columns, 'int8', [i.rows, i.columns]),
+    })),
     call: (backend, s, i) => ({ y: backend.dequantizeRows(s.upload(i.table.data, 'int8'), i.rows, i.columns) }),
     expected: (i) => ({ y: { values: i.table.values, scale: TINY } }),
     relative: 1e-7,
@@ -820,7 +834,10 @@ export const cases: Record<KernelName, Case<unknown>> = {
         y: floats(i.seed, i.batch * i.S * i.width),
         x: floats(i.seed + 1, i.batch * i.T * i.width),
         // another order in each b, no place twice
-        positions: Int32Array.from({ length: i.batch * i.T }, (_, n) => (i.S - (n % i.T) + 3 * Math.floor(n / i.T)) % i.S),
+        positions: Int32Array.from(
+          { length: i.batch * i.T },
+          (_, n) => (i.S - (n % i.T) + 3 * Math.floor(n / i.T)) % i.S,
+        ),
       })),
     call: (backend, s, i) => ({
       y: backend.writeRows(s.state(i.y), s.f32(i.x), s.i32(i.positions), i.batch, i.T, i.S, i.width),

@@ -529,7 +529,11 @@ class GpuBackend implements Backend {
   }
 
   writeRows(y: Storage, x: Storage, positions: Storage, batch: number, T: number, S: number, width: number): Storage {
-    const args = [this.#view(y, width, batch * S), this.#view(x, width, batch * T), this.#view(positions, T, batch)] as const;
+    const args = [
+      this.#view(y, width, batch * S),
+      this.#view(x, width, batch * T),
+      this.#view(positions, T, batch),
+    ] as const;
     return this.#replace(y, this.#gpu.run(layout.writeRows, [width, batch * S], { T, S }, ...args));
   }
 

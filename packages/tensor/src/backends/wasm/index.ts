@@ -174,7 +174,10 @@ export class WasmBackend implements Backend {
   /** For kernels that are no job: they would be missing from a replay. */
   private notRecorded(kernel: string): void {
     if (this.runtime.recorder) {
-      throw new TensorError('capture', `capture: expected kernels that can be recorded, got ${kernel}; call it before or after`);
+      throw new TensorError(
+        'capture',
+        `capture: expected kernels that can be recorded, got ${kernel}; call it before or after`,
+      );
     }
   }
 
