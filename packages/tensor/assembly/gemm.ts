@@ -120,7 +120,7 @@ export function packB(to: usize, b: usize, rs: isize, cs: isize, depth: i32, col
         p += rs << 2;
         to += 32;
       }
-    } else if (type != F32 && live == NR && cs == 1) {
+    } else if (type != F32 && type != I8 && live == NR && cs == 1) {
       let p = b + (<usize>j << 1);
       for (let k = 0; k < depth; k++) {
         if (type == BF16) {

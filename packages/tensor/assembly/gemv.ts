@@ -2,9 +2,10 @@
  * Products of a few rows with stored weights, as in decoding: Y[m, n] = alpha · X[m, k] · W[n, k]ᵀ (+ Y). Every weight is read
  * once per call, and reading is what it costs, so the loops are built to keep memory busy.
  *
- * Four rows of W share the loads of x, in eight independent sums. That alone is slow: four short streams defeat the
- * prefetching of the hardware. So each step also touches the next four rows in the order in which they lie in memory, which
- * is one long stream (twice the speed where a weight is one byte).
+ * Four rows of W share the loads of x, in eight independent sums. From main memory that alone is slow: four short streams
+ * defeat the prefetching of the hardware. So each step also touches the next four rows in the order in which they lie in
+ * memory, which is one long stream (twice the speed where a weight is one byte). Long rows of f32 and bf16 do without both, one
+ * at a time: they need fewer instructions per byte, so that sharing would not pay (a tenth faster at k = 288).
  *
  * int8 weights meet x in integers: x = s·(h + l / 2Q) with whole h and l of at most Q, two products of 16-bit integers instead of
  * four conversions and two products of floats. With Q near 2¹⁵ that holds x to 2⁻³¹ of its largest entry, finer than f32 does.
@@ -14,6 +15,7 @@ import { BF16, F32, I8, loadAs, scalesOf } from './gemm';
 import { madd } from './simd';
 
 const ROWS: i32 = 4; // rows of W at a time: one task
+const LONG: i32 = 256; // rows of f32 and bf16 from this length on are read one at a time
 const SUMS: usize = 128; // bytes of the eight sums of four rows
 
 /** Sums of x[0 … k) with four rows of W, k rounded down to a multiple of 4; `next` is touched as far as the rows reach. */
@@ -83,6 +85,36 @@ function dotI8(x: usize, k: i32, w: usize, step: usize, next: usize, out: usize)
     next += 32;
   }
   store8(out, s0, s1, s2, s3, t0, t1, t2, t3, touched);
+}
+
+/** Sums of x[0 … k) with one long row of f32, k rounded down to a multiple of 16: four lanes. */
+function dotRowF32(x: usize, k: i32, w: usize, out: usize): void {
+  let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
+  for (const end = x + (<usize>(k >> 4) << 6); x < end; x += 64) {
+    s0 = madd(v128.load(w), v128.load(x), s0);
+    s1 = madd(v128.load(w, 16), v128.load(x, 16), s1);
+    s2 = madd(v128.load(w, 32), v128.load(x, 32), s2);
+    s3 = madd(v128.load(w, 48), v128.load(x, 48), s3);
+    w += 64;
+  }
+  v128.store(out, f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
+}
+
+/** The same of bf16. */
+function dotRowBf16(x: usize, k: i32, w: usize, out: usize): void {
+  let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
+  const upper = i32x4.splat(<i32>0xffff0000);
+  for (const end = x + (<usize>(k >> 4) << 6); x < end; x += 64) {
+    const a = v128.load(x), b = v128.load(x, 16), c = v128.load(x, 32), d = v128.load(x, 48);
+    let p = v128.load(w);
+    s0 = madd(i32x4.shl(p, 16), v128.shuffle<i32>(a, b, 0, 2, 4, 6), s0);
+    s1 = madd(v128.and(p, upper), v128.shuffle<i32>(a, b, 1, 3, 5, 7), s1);
+    p = v128.load(w, 16);
+    s2 = madd(i32x4.shl(p, 16), v128.shuffle<i32>(c, d, 0, 2, 4, 6), s2);
+    s3 = madd(v128.and(p, upper), v128.shuffle<i32>(c, d, 1, 3, 5, 7), s3);
+    w += 32;
+  }
+  v128.store(out, f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
 }
 
 // @ts-ignore: decorator
@@ -166,7 +198,15 @@ function whole(h: v128, l: v128, less: v128): v128 {
 /** Four dot products of one x with rows of W. */
 function four(x: usize, k: i32, w: usize, step: usize, next: usize, type: i32, less: f32, work: usize): v128 {
   let done = k;
-  if (type == I8) dotI8(x, k, w, step, next, work);
+  if (k >= LONG && (type == F32 || type == BF16)) {
+    memory.fill(work + SUMS / 2, 0, SUMS / 2);
+    for (let to = work, end = work + SUMS / 2; to < end; to += 16, w += step) {
+      if (type == F32) dotRowF32(x, k, w, to);
+      else dotRowBf16(x, k, w, to);
+    }
+    w -= 4 * step;
+    done = k & ~15;
+  } else if (type == I8) dotI8(x, k, w, step, next, work);
   else if (type == BF16) {
     dotBf16(x, k, w, step, next, work);
     done = k & ~7;
