@@ -16,7 +16,7 @@ export class Decoder {
   private recording: Recording | undefined;
   private readonly ids: Tensor;
   private readonly pass: Required<Pass>;
-  private readonly numbers: { position: Int32Array; slot: Int32Array; range: Int32Array };
+  private readonly numbers: { id: Int32Array; position: Int32Array; slot: Int32Array; range: Int32Array };
 
   /** Decodes behind what `cache` holds; row b begins with `padding[b]` tokens that nothing sees. Throws on backends without `capture`. */
   constructor(
@@ -33,25 +33,31 @@ export class Decoder {
       intTensor(new Int32Array(shape.reduce((a, b) => a * b, 1)), shape, { backend }).keep();
     this.ids = ints(B, 1);
     this.pass = { positions: ints(B), slots: ints(B, 1), ranges: ints(B, 1, 2), ...model.ropeTables(cache.capacity) };
-    this.numbers = { position: new Int32Array(B), slot: new Int32Array(B), range: new Int32Array(2 * B) };
+    this.numbers = {
+      id: new Int32Array(B),
+      position: new Int32Array(B),
+      slot: new Int32Array(B),
+      range: new Int32Array(2 * B),
+    };
   }
 
   /**
    * Reads one id per row; `logits` and `likeliest` then hold what follows. Returns false, with nothing changed, when the model
    * has a layer that cannot be recorded.
    */
-  step(ids: Int32Array): boolean {
+  step(ids: ArrayLike<number>): boolean {
     const { model, cache, padding, pass, numbers } = this;
     model.checkIds({ inputIds: ids, batch: padding.length, length: 1 });
     cache.expectRoom(1);
     for (let b = 0; b < padding.length; b++) {
       const pad = padding[b]!;
+      numbers.id[b] = ids[b]!;
       numbers.position[b] = cache.length - pad;
       numbers.slot[b] = cache.length;
       numbers.range[2 * b] = pad;
       numbers.range[2 * b + 1] = cache.length + 1;
     }
-    this.ids.assign(ids);
+    this.ids.assign(numbers.id);
     pass.positions.assign(numbers.position);
     pass.slots.assign(numbers.slot);
     pass.ranges.assign(numbers.range);

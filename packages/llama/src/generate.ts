@@ -108,7 +108,7 @@ class Generation {
     this.options.signal?.throwIfAborted();
     if (this.left-- <= 0 || this.ended.every(Boolean)) return undefined;
     const { decoder, rows } = this;
-    if (decoder?.step(Int32Array.from(rows, (row) => row.at(-1)!))) {
+    if (decoder?.step(rows.map((row) => row.at(-1)!))) {
       return this.sampler === greedy()
         ? this.takeLikeliest(decoder)
         : this.sample(decoder.logits.dataSync() as Float32Array);

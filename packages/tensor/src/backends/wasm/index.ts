@@ -217,6 +217,7 @@ export class WasmBackend implements Backend {
   }
 
   readSync(x: Storage, dtype: DType, length: number): HostArray {
+    if (dtype === 'i32') return this.runtime.i32.slice(this.at(x) / 4, this.at(x) / 4 + length);
     const out = allocHost(dtype, length);
     out.set(this.view(x, dtype, length));
     return out;
@@ -228,7 +229,9 @@ export class WasmBackend implements Backend {
 
   assign(x: Storage, data: HostArray, dtype: DType): Storage {
     this.notRecorded('assign');
-    this.view(x, dtype, data.length).set(data);
+    // small tensors are overwritten and read at every step of decoding: a view made for it would cost more than the copy
+    if (dtype === 'i32') this.runtime.i32.set(data as Int32Array, this.at(x) / 4);
+    else this.view(x, dtype, data.length).set(data);
     return x;
   }
 

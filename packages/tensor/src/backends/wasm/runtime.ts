@@ -42,6 +42,7 @@ const PAGE = 65536;
 const INITIAL_PAGES = 256;
 const MAXIMUM_PAGES = 65536;
 const SPIN_ROUNDS = 30_000; // some 30 µs: longer than the gap between two kernels of a training step
+const AWAKE = 8;
 const MAX_THREADS = 64;
 
 interface NodeWorker {
@@ -139,7 +140,9 @@ export class WasmRuntime {
   /** Runs a job whose arguments are set. Small work stays on the calling thread: `grain` tasks are worth a thread. */
   run(job: number, tasks: number, grain: number): void {
     if (tasks <= 0) return;
-    const shared = this.threads > 1 && tasks >= 2 * grain;
+    // the threads of a replay are awake: meeting them costs far less than a call on its own may
+    const worth = this.recorder ? Math.ceil(grain / AWAKE) : grain;
+    const shared = this.threads > 1 && tasks >= 2 * worth;
     this.recorder?.add(job, tasks, shared, this.argInts.slice());
     this.exports.run(job, tasks, shared && !this.closed ? this.threads : 1);
   }
