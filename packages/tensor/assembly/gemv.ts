@@ -199,7 +199,9 @@ function whole(h: v128, l: v128, less: v128): v128 {
 function four(x: usize, k: i32, w: usize, step: usize, next: usize, type: i32, less: f32, work: usize): v128 {
   let done = k;
   if (k >= LONG && (type == F32 || type == BF16)) {
-    memory.fill(work + SUMS / 2, 0, SUMS / 2);
+    // by hand: memory.fill is a call out of wasm
+    const zero = f32x4.splat(0);
+    v128.store(work, zero, 64); v128.store(work, zero, 80); v128.store(work, zero, 96); v128.store(work, zero, 112);
     for (let to = work, end = work + SUMS / 2; to < end; to += 16, w += step) {
       if (type == F32) dotRowF32(x, k, w, to);
       else dotRowBf16(x, k, w, to);
