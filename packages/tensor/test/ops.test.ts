@@ -723,7 +723,11 @@ describe('errors', () => {
     [() => t.concat([i(2), f(2)], 0), 'dtype', 'concat: expected every part of dtype f32, got i32'],
     [() => t.concat([f(2), elsewhere(2)], 0), 'backend', 'concat: expected operands on one backend, got wasm and wasm'],
     [() => t.gatherRows(f(2), i(1)), 'shape', 'gatherRows: expected a table [rows, width], got [2]'],
-    [() => t.gatherRows(i(2, 2), i(1)), 'dtype', 'gatherRows: expected table of dtype f32 or bf16 or f16 or int8, got i32'],
+    [
+      () => t.gatherRows(i(2, 2), i(1)),
+      'dtype',
+      'gatherRows: expected table of dtype f32 or bf16 or f16 or int8, got i32',
+    ],
     [() => t.gatherRows(f(2, 2), f(1)), 'dtype', 'gatherRows: expected ids of dtype i32, got f32'],
     [() => t.scatterAddRows(f(2, 3), i(3), 4), 'shape', 'scatterAddRows: expected dy of shape [3, 3], got [2, 3]'],
     [() => t.scatterAddRows(f(2, 3), f(2), 4), 'dtype', 'scatterAddRows: expected ids of dtype i32, got f32'],
