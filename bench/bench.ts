@@ -6,6 +6,7 @@ import { parseArgs } from 'node:util';
 import { SIZES, configs } from './configs.js';
 import type { Product } from './configs.js';
 import { attention } from './suites/attention.js';
+import { decode } from './suites/decode.js';
 import { gemm } from './suites/gemm.js';
 import { limits } from './suites/limits.js';
 import { requirePeers } from './suites/peers.js';
@@ -21,6 +22,7 @@ const suites: Record<string, (options: SuiteOptions) => Promise<void>> = {
   gemm,
   attention,
   train,
+  decode,
   svd,
   startup,
 };

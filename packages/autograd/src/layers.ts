@@ -4,7 +4,7 @@ import { Module } from './module.js';
 import { embedding, linear, rmsNorm } from './ops.js';
 import { Variable } from './variable.js';
 
-/** y = x Wᵀ + bias, weight `[out, in]` (f32, or bf16 / f16 when frozen), bias `[out]`. */
+/** y = x Wᵀ + bias, weight `[out, in]` (f32, or bf16 / f16 / int8 when frozen), bias `[out]`. */
 export class Linear extends Module {
   weight: Variable;
   bias?: Variable;

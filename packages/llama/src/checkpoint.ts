@@ -3,16 +3,23 @@
  *
  * All problems of a checkpoint are collected and thrown at once: missing tensors, wrong shapes, values that are not finite.
  */
-import { Tensor, convertHost, getBackend, sizeOf } from '@milora/tensor';
+import { Embedding, Linear, Variable } from '@milora/autograd';
+import { Tensor, cast, convertHost, getBackend, sizeOf } from '@milora/tensor';
 import type { Backend, DType, HostTensor, TensorSource } from '@milora/tensor';
 import type { LlamaConfig } from './config.js';
 import { LlamaError } from './errors.js';
 import { buildLlama } from './model.js';
 import type { LlamaForCausalLM } from './model.js';
 
+/** Formats for the matrices of a model. */
+export type WeightDType = 'f32' | 'bf16' | 'int8';
+
 export interface LoadOptions {
-  /** `f32` converts everything; `storage` keeps matrices in the 16-bit format of the file (frozen weights only). Default f32. */
-  dtype?: 'f32' | 'storage';
+  /**
+   * What holds the matrices (norms and biases are always f32): `bf16` and `int8` convert, for inference and frozen weights only;
+   * `storage` keeps the 16-bit format of the file. Default f32.
+   */
+  dtype?: WeightDType | 'storage';
   backend?: Backend;
   /** See `LlamaConfig.ropeFrequencyDtype`. Default f32. */
   ropeFrequencyDtype?: 'f32' | 'bf16';
@@ -50,9 +57,11 @@ export async function loadLlama(
       const host = await source.read(name);
       const bad = firstNonFinite(host);
       if (bad) problems.push(`${name}: ${bad}`);
-      const keep = dtype === 'storage' && shape.length === 2 && (host.dtype === 'bf16' || host.dtype === 'f16');
-      const data = keep ? host : { ...host, dtype: 'f32' as const, data: convertHost(host.data, host.dtype, 'f32') };
-      tensors.set(name, Tensor.fromHost(data, backend).keep());
+      if (bad) continue;
+      const is16 = host.dtype === 'bf16' || host.dtype === 'f16';
+      const to = shape.length !== 2 ? 'f32' : dtype !== 'storage' ? dtype : is16 ? host.dtype : 'f32';
+      const data = convertHost(host.data, host.dtype, to, shape);
+      tensors.set(name, Tensor.fromHost({ dtype: to, shape, data }, backend).keep());
     }
     refuse(source.name, problems);
   } catch (error) {
@@ -61,6 +70,26 @@ export async function loadLlama(
   }
   const { ropeFrequencyDtype = 'f32' } = options;
   return buildLlama({ ...config, ropeFrequencyDtype }, (name) => tensors.get(name)!);
+}
+
+/**
+ * Converts the matrices of all plain layers in place, for inference: from f32, or from a coarser format to compare. Norms and
+ * biases stay f32, and so do layers of other kinds (adapters). Throws `dtype` when one is being trained.
+ */
+export function castWeights(model: LlamaForCausalLM, dtype: WeightDType): void {
+  const layers = [...model.namedModules()].filter(([, m]) => m instanceof Linear || m instanceof Embedding);
+  for (const [name, layer] of layers as [string, Linear | Embedding][]) {
+    const { value, requiresGrad } = layer.weight;
+    if (requiresGrad && dtype !== 'f32') {
+      throw new LlamaError(
+        'dtype',
+        `castWeights: expected frozen weights, got ${name} in training; requiresGrad(false)`,
+      );
+    }
+    if (value.dtype === dtype) continue;
+    layer.weight = new Variable(cast(value, dtype).keep(), { requiresGrad });
+    value.dispose();
+  }
 }
 
 function refuse(name: string, problems: readonly string[]): void {
@@ -100,7 +129,7 @@ export async function exportLlama(model: LlamaForCausalLM, dtype: DType = 'f32')
   const out: [string, HostTensor][] = [];
   for (const [name, tensor] of model.stateDict()) {
     const host = await tensor.toHost();
-    out.push([name, { shape: host.shape, dtype, data: convertHost(host.data, host.dtype, dtype) }]);
+    out.push([name, { shape: host.shape, dtype, data: convertHost(host.data, host.dtype, dtype, host.shape) }]);
   }
   return out;
 }

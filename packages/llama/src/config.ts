@@ -278,7 +278,10 @@ const TORCH_DTYPE = { f32: 'float32', f64: 'float64', bf16: 'bfloat16', f16: 'fl
  * @example
  * JSON.stringify(serializeLlamaConfig(config, 'bf16'), null, 2);
  */
-export function serializeLlamaConfig(config: LlamaConfig, dtype: Exclude<DType, 'i32'>): Record<string, unknown> {
+export function serializeLlamaConfig(
+  config: LlamaConfig,
+  dtype: Exclude<DType, 'i32' | 'int8'>,
+): Record<string, unknown> {
   const { eosTokenId, ropeScaling } = config;
   return {
     architectures: ['LlamaForCausalLM'],

@@ -14,8 +14,8 @@ export {
 } from './model.js';
 export type { ForwardOptions, Layer, LlamaInput, ParameterSource } from './model.js';
 export { KVCache } from './kvCache.js';
-export { exportLlama, firstNonFinite, loadLlama } from './checkpoint.js';
-export type { LoadOptions } from './checkpoint.js';
+export { castWeights, exportLlama, firstNonFinite, loadLlama } from './checkpoint.js';
+export type { LoadOptions, WeightDType } from './checkpoint.js';
 export * from './llama2c.js';
 export * from './tokenizer.js';
 export * from './llama2cTokenizer.js';

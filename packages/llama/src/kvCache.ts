@@ -1,7 +1,7 @@
 /**
  * Keys and values of the tokens a model has seen, per layer, in buffers of a fixed capacity that are written in place.
  */
-import { write, zeros } from '@milora/tensor';
+import { writeRows, zeros } from '@milora/tensor';
 import type { Backend, Tensor } from '@milora/tensor';
 import type { LlamaConfig } from './config.js';
 import { LlamaError } from './errors.js';
@@ -9,15 +9,14 @@ import { LlamaError } from './errors.js';
 /** The part of one layer: k and v `[B, capacity, G, D]`. */
 export class LayerCache {
   constructor(
-    private readonly owner: KVCache,
     readonly k: Tensor,
     readonly v: Tensor,
   ) {}
 
-  /** Writes the keys and values `[B, T, G, D]` of new tokens behind the old ones; returns views of the whole buffers. */
-  append(k: Tensor, v: Tensor): [Tensor, Tensor] {
-    write(this.k, k, 1, this.owner.length);
-    write(this.v, v, 1, this.owner.length);
+  /** Writes the keys and values `[B, T, G, D]` of new tokens to `slots` (i32 `[B, T]`); returns views of the whole buffers. */
+  append(k: Tensor, v: Tensor, slots: Tensor): [Tensor, Tensor] {
+    writeRows(this.k, k, slots);
+    writeRows(this.v, v, slots);
     return [this.k.reshape(...this.k.shape), this.v.reshape(...this.v.shape)];
   }
 }
@@ -36,7 +35,7 @@ export class KVCache {
   ) {
     const shape = [batch, capacity, config.numKeyValueHeads, config.headDim];
     const buffer = (): Tensor => zeros(shape, { backend }).keep();
-    this.layers = Array.from({ length: config.numHiddenLayers }, () => new LayerCache(this, buffer(), buffer()));
+    this.layers = Array.from({ length: config.numHiddenLayers }, () => new LayerCache(buffer(), buffer()));
   }
 
   /** Throws `cache` unless `tokens` more fit. */

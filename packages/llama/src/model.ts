@@ -51,9 +51,11 @@ export interface LlamaInput {
 }
 
 /** What all layers of one forward pass share. */
-interface Pass {
+export interface Pass {
   positions: Tensor; // [B·T] i32
   ranges: Tensor; // [B, T, 2] i32
+  /** Where a cache puts the tokens. */
+  slots?: Tensor; // [B, T] i32
   cos: Tensor; // [positions, D/2]
   sin: Tensor;
 }
@@ -75,7 +77,7 @@ export class LlamaAttention extends Module {
     const q = rope(reshape(this.qProj.forward(x), B, T, H, D), pass.positions, pass.cos, pass.sin);
     let k = rope(reshape(this.kProj.forward(x), B, T, G, D), pass.positions, pass.cos, pass.sin);
     let v = reshape(this.vProj.forward(x), B, T, G, D);
-    if (cache) [k, v] = cache.append(k.value, v.value).map((t) => new Variable(t)) as [Variable, Variable]; // [B, S, G, D]
+    if (cache) [k, v] = cache.append(k.value, v.value, pass.slots!).map((t) => new Variable(t)) as [Variable, Variable]; // [B, S, G, D]
     const out = attention(q, k, v, pass.ranges); // [B, T, H, D]
     return this.oProj.forward(reshape(out, B, T, H * D)); // [B, T, C]
   }
@@ -182,18 +184,24 @@ export class LlamaForCausalLM extends Module {
     this.checkIds(input);
     cache?.expectRoom(T);
     const ids = intTensor(input.inputIds, [B, T], { backend: this.backend });
-    const pass = this.prepare(input, cache);
+    const h = this.hiddenOf(ids, this.prepare(input, cache), cache);
+    cache?.advance(T);
+    return h;
+  }
+
+  /** The same on tensors, unchecked: ids `[B, T]` i32 in, and a cache is not advanced. For steps that are recorded. */
+  hiddenOf(ids: Tensor, pass: Pass, cache?: KVCache): Variable {
     let h = this.model.embedTokens.forward(ids); // [B, T, C]
     for (const [i, layer] of this.model.layers.entries()) {
       const run = (x: Variable): Variable => layer.forward(x, pass, cache?.layers[i]);
       if (!gradEnabled()) h = scope(() => run(h));
       else h = this.gradientCheckpointing ? checkpoint(run, h) : run(h);
     }
-    cache?.advance(T);
     return this.model.norm.forward(h);
   }
 
-  private checkIds({ inputIds, batch, length }: LlamaInput): void {
+  /** Throws `input` on ids outside the vocabulary, or unless there are batch × length. */
+  checkIds({ inputIds, batch, length }: Pick<LlamaInput, 'inputIds' | 'batch' | 'length'>): void {
     if (inputIds.length !== batch * length || length === 0) {
       throw new LlamaError(
         'input',
@@ -218,7 +226,10 @@ export class LlamaForCausalLM extends Module {
     const ranges = input.ranges
       ? intTensor(input.ranges, [B, T, 2], { backend })
       : causalRanges(B, T, past + T, input.attentionMask, backend);
-    return { positions: intTensor(positions, [B * T], { backend }), ranges, cos: tables.cos, sin: tables.sin };
+    const pass = { positions: intTensor(positions, [B * T], { backend }), ranges, ...tables };
+    if (!cache) return pass;
+    const slots = Int32Array.from({ length: B * T }, (_, i) => past + (i % T));
+    return { ...pass, slots: intTensor(slots, [B, T], { backend }) };
   }
 
   /** Frees parameters and rotary tables. */
@@ -230,8 +241,8 @@ export class LlamaForCausalLM extends Module {
     }
   }
 
-  /** Rotary tables up to `length` positions, grown by doubling. */
-  private ropeTables(length: number): { cos: Tensor; sin: Tensor } {
+  /** Rotary tables of at least `length` positions, grown by doubling. They live as long as the model. */
+  ropeTables(length: number): { cos: Tensor; sin: Tensor } {
     const limit = this.config.maxPositionEmbeddings;
     if (length > limit) {
       throw new LlamaError(

@@ -5,8 +5,8 @@
  * held-out text, −E Σ_v p_base(v) log p(v). Less its floor, the base's own entropy, it is the KL divergence.
  */
 import { noGrad } from '@milora/autograd';
-import { generateBatch, nextTargets } from '@milora/llama';
-import type { LlamaForCausalLM } from '@milora/llama';
+import { castWeights, generateBatch, nextTargets } from '@milora/llama';
+import type { LlamaForCausalLM, WeightDType } from '@milora/llama';
 import { exp, logSoftmax, mul, scope, sub, sum } from '@milora/tensor';
 import type { Tensor } from '@milora/tensor';
 import type { Adapter } from './adapter.js';
@@ -37,6 +37,44 @@ export async function evaluate(model: LlamaForCausalLM, batches: Batches): Promi
   });
   const loss = total / Math.max(1, targets);
   return { loss, perplexity: Math.exp(loss), targets };
+}
+
+/** What coarser weights cost, against f32. */
+export interface Exactness {
+  /** Perplexity in f32 on the same batches. */
+  perplexity: number;
+  /** Largest difference of a logit, as a share of the largest logit in f32. */
+  logitError: number;
+  /** Tokens whose logits were compared. */
+  logitTokens: number;
+}
+
+/**
+ * Evaluates a model, converts its weights in place (see `castWeights`) and evaluates it again. Logits are compared on the tokens of
+ * `probe`.
+ */
+export async function castAndCompare(
+  model: LlamaForCausalLM,
+  dtype: WeightDType,
+  batches: () => Batches,
+  probe: ArrayLike<number>,
+): Promise<Evaluation & { exactness: Exactness }> {
+  const logits = (): Promise<Float32Array> =>
+    scope(async () => {
+      const input = { inputIds: probe, batch: 1, length: probe.length };
+      return (await noGrad(() => model.forward(input)).value.data()) as Float32Array;
+    });
+  const before = await evaluate(model, batches());
+  const exact = await logits();
+  castWeights(model, dtype);
+  const coarse = await logits();
+  let [error, largest] = [0, 0];
+  exact.forEach((x, i) => {
+    error = Math.max(error, Math.abs(coarse[i]! - x));
+    largest = Math.max(largest, Math.abs(x));
+  });
+  const exactness = { perplexity: before.perplexity, logitError: error / largest, logitTokens: probe.length };
+  return { ...(await evaluate(model, batches())), exactness };
 }
 
 /** Runs `fn` in evaluation mode and puts the mode back, also after an error. */

@@ -149,7 +149,7 @@ export function factorsInit(factors: ReadonlyMap<string, GivenFactors>, split: b
 export function residualOf(weight: HostTensor, a: Float32Array, b: Float32Array, s: number): Float32Array {
   const [out, inner] = weight.shape as [number, number];
   const rank = a.length / inner;
-  const w = convertHost(weight.data, weight.dtype, 'f64');
+  const w = convertHost(weight.data, weight.dtype, 'f64', weight.shape);
   const result = new Float32Array(out * inner);
   const row = new Float64Array(inner);
   for (let i = 0; i < out; i++) {

@@ -146,7 +146,7 @@ export function peftFactors(model: Module, { config, tensors }: PeftAdapter): Ma
       }
       const bad = firstNonFinite(tensor);
       if (bad) problems.push(`${key}: ${bad}`);
-      return convertHost(tensor.data, tensor.dtype, 'f32');
+      return convertHost(tensor.data, tensor.dtype, 'f32', tensor.shape);
     };
     factors.set(path, { a: take('A', [rank, inner]), b: take('B', [out, rank]) });
   }

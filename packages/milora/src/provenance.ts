@@ -36,7 +36,7 @@ export async function fingerprintModel(model: LlamaForCausalLM): Promise<Record<
   const prints: Record<string, string> = {};
   for (const [name, tensor] of model.stateDict()) {
     const { shape, dtype, data } = await tensor.toHost();
-    prints[name] = await fingerprint({ shape, dtype: 'f32', data: convertHost(data, dtype, 'f32') });
+    prints[name] = await fingerprint({ shape, dtype: 'f32', data: convertHost(data, dtype, 'f32', shape) });
   }
   return prints;
 }

@@ -220,6 +220,28 @@ describe('eval', () => {
     const { out } = await milora(['eval', ...base(), '--data', fixture.at('valid.jsonl'), '--limit', '2']);
     expect(out).toMatch(/^loss {14}\d\.\d{4}\nperplexity {8}\S+\ntokens {12}\d+ of 2 examples\n$/);
   });
+
+  it('says what coarser weights change', async () => {
+    const measure = ['eval', ...base(), '--adapter', adapter, '--data', fixture.at('valid.jsonl'), '--json'];
+    const [exact] = (await milora(measure)).events();
+    for (const [dtype, least, most] of [
+      ['bf16', 1e-5, 0.02],
+      ['int8', 1e-4, 0.1],
+    ] as const) {
+      const [coarse] = (await milora([...measure, '--dtype', dtype])).events();
+      const { perplexity, logitError } = coarse!['exactness'] as Record<string, number>;
+      expect(perplexity).toBeCloseTo(exact!['perplexity'] as number, 3);
+      expect(coarse!['perplexity']).not.toBe(perplexity);
+      expect(logitError).toBeGreaterThan(least);
+      expect(logitError).toBeLessThan(most);
+    }
+    const { out } = await milora(['eval', ...base(), '--data', fixture.at('valid.jsonl'), '--dtype', 'int8']);
+    expect(out).toMatch(
+      /\nin f32 {12}perplexity \S+: int8 changes it by \S+ %\nlogit error {7}\S+ of the largest logit/,
+    );
+    const both = await milora([...measure, '--dtype', 'int8', '--forgetting', fixture.at('story.txt')]);
+    expect(both.err).toMatch(/--forgetting: expected --dtype f32 or storage/);
+  });
 });
 
 describe('merge', () => {

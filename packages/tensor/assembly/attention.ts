@@ -244,6 +244,44 @@ function dot(a: usize, b: usize, n: i32): f32 {
   return sum;
 }
 
+/** Four dot products of q with keys `step` bytes apart; n is a multiple of 4. */
+function dot4(q: usize, key: usize, step: usize, n: i32): v128 {
+  const k1 = key + step, k2 = k1 + step, k3 = k2 + step;
+  let a = f32x4.splat(0), b = a, c = a, d = a;
+  for (let o: usize = 0, end = <usize>n << 2; o < end; o += 16) {
+    const v = v128.load(q + o);
+    a = madd(v, v128.load(key + o), a);
+    b = madd(v, v128.load(k1 + o), b);
+    c = madd(v, v128.load(k2 + o), c);
+    d = madd(v, v128.load(k3 + o), d);
+  }
+  const ab = f32x4.add(v128.shuffle<i32>(a, b, 0, 4, 1, 5), v128.shuffle<i32>(a, b, 2, 6, 3, 7));
+  const cd = f32x4.add(v128.shuffle<i32>(c, d, 0, 4, 1, 5), v128.shuffle<i32>(c, d, 2, 6, 3, 7));
+  return f32x4.add(v128.shuffle<i64>(ab, cd, 0, 2), v128.shuffle<i64>(ab, cd, 1, 3));
+}
+
+/** to[0 … 7] = factor · Σ p[j] · value[j], values `step` bytes apart, in four chains of additions. */
+function mix8(to: usize, p: usize, n: i32, value: usize, step: usize, factor: v128): void {
+  let s0 = f32x4.splat(0), s1 = s0, t0 = s0, t1 = s0, u0 = s0, u1 = s0, v0 = s0, v1 = s0;
+  let j = 0;
+  for (; j + 4 <= n; j += 4, p += 16) {
+    let w = v128.load32_splat(p);
+    s0 = madd(w, v128.load(value), s0); s1 = madd(w, v128.load(value, 16), s1); value += step;
+    w = v128.load32_splat(p, 4);
+    t0 = madd(w, v128.load(value), t0); t1 = madd(w, v128.load(value, 16), t1); value += step;
+    w = v128.load32_splat(p, 8);
+    u0 = madd(w, v128.load(value), u0); u1 = madd(w, v128.load(value, 16), u1); value += step;
+    w = v128.load32_splat(p, 12);
+    v0 = madd(w, v128.load(value), v0); v1 = madd(w, v128.load(value, 16), v1); value += step;
+  }
+  for (; j < n; j++, p += 4, value += step) {
+    const w = v128.load32_splat(p);
+    s0 = madd(w, v128.load(value), s0); s1 = madd(w, v128.load(value, 16), s1);
+  }
+  v128.store(to, f32x4.mul(f32x4.add(f32x4.add(s0, t0), f32x4.add(u0, v0)), factor));
+  v128.store(to, f32x4.mul(f32x4.add(f32x4.add(s1, t1), f32x4.add(u1, v1)), factor), 16);
+}
+
 /** `attention` for a few queries. Tasks: batch × queries × heads. */
 export function attentionFew(begin: i32, end: i32): void {
   const T = int(7), S = int(8), H = int(9), G = int(10), D = int(11);
@@ -264,23 +302,15 @@ export function attentionFew(begin: i32, end: i32): void {
     const step = <usize>(G * D) << 2;
     scaled(q, at(ptr(0), task * D), D, factor);
     let key = at(ptr(1), own);
-    for (let j = 0; j < n; j++, key += step) store<f32>(at(scores, j), dot(q, key, D));
+    let first = 0;
+    if ((D & 3) == 0) for (; first + 4 <= n; first += 4, key += 4 * step) v128.store(at(scores, first), dot4(q, key, step, D));
+    for (let j = first; j < n; j++, key += step) store<f32>(at(scores, j), dot(q, key, D));
     const top = largest(scores, n);
     const sum = exponentialsOfRow(scores, scores, n, top);
     store<f32>(lse, top + log1(sum));
     const inverse = f32x4.splat(1 / sum);
     let d = 0;
-    for (; d + 8 <= D; d += 8) {
-      let value = at(ptr(2), own + d);
-      let s0 = f32x4.splat(0), s1 = s0;
-      for (let j = 0; j < n; j++, value += step) {
-        const p = v128.load32_splat(at(scores, j));
-        s0 = madd(p, v128.load(value), s0);
-        s1 = madd(p, v128.load(value, 16), s1);
-      }
-      v128.store(at(out, d), f32x4.mul(s0, inverse));
-      v128.store(at(out, d), f32x4.mul(s1, inverse), 16);
-    }
+    for (; d + 8 <= D; d += 8) mix8(at(out, d), scores, n, at(ptr(2), own + d), step, inverse);
     for (; d < D; d++) {
       let value = at(ptr(2), own + d);
       let s: f32 = 0;

@@ -15,7 +15,10 @@ export const SCRATCH: usize = 328; // address of thread 0's scratch
 export const SCRATCH_BYTES: usize = 332; // scratch bytes per thread
 export const MAY_WAIT: usize = 336; // 0 on a browser's main thread, where blocking is forbidden
 export const SPINS: usize = 340; // loop rounds before a worker goes to sleep
-export const ARGS: usize = 384; // up to 64 slots of 4 bytes
+export const LIST: usize = 344; // commands that are replayed, and how many
+export const COUNT: usize = 348;
+export const ARGS: usize = 384; // up to 48 slots of 4 bytes
+export const ARRIVED: usize = 704; // arrivals at the barriers of a replay, all together
 
 /**
  * Index of this thread: 0 is the caller, workers count from 1. One instance per thread, so a global is thread-local. (As a
@@ -27,6 +30,13 @@ export function setThread(index: i32): void {
   thread = index;
 }
 
+/** Address of this thread's arguments: ARGS, or inside the command that it replays. */
+let args: usize = ARGS;
+
+export function setArguments(at: usize): void {
+  args = at;
+}
+
 /** Scratch memory of this thread. */
 export function scratch(): usize {
   return load<usize>(SCRATCH) + <usize>thread * load<usize>(SCRATCH_BYTES);
@@ -35,17 +45,17 @@ export function scratch(): usize {
 // @ts-ignore: decorator
 @inline
 export function ptr(slot: usize): usize {
-  return load<usize>(ARGS + (slot << 2));
+  return load<usize>(args + (slot << 2));
 }
 
 // @ts-ignore: decorator
 @inline
 export function int(slot: usize): i32 {
-  return load<i32>(ARGS + (slot << 2));
+  return load<i32>(args + (slot << 2));
 }
 
 // @ts-ignore: decorator
 @inline
 export function float(slot: usize): f32 {
-  return load<f32>(ARGS + (slot << 2));
+  return load<f32>(args + (slot << 2));
 }

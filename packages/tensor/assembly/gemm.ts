@@ -6,7 +6,7 @@
  * Every element of C is computed by the same sequence of operations wherever the matrix is cut, since threads get whole tiles.
  */
 import { float, int, ptr, scratch } from './control';
-import { madd, sum4 } from './simd';
+import { madd } from './simd';
 
 export const MR: i32 = 6;
 export const NR: i32 = 8;
@@ -23,8 +23,9 @@ export function productScratch(): usize {
   return <usize>((MC + NC) * (KC + RIDE) + MR * NR) << 2;
 }
 
-const F32: i32 = 0;
-const BF16: i32 = 1;
+export const F32: i32 = 0;
+export const BF16: i32 = 1;
+export const I8: i32 = 3; // rows of whole numbers, then a scale for each
 
 // @ts-ignore: decorator
 @inline
@@ -38,8 +39,20 @@ function half(bits: u32): f32 {
 
 // @ts-ignore: decorator
 @inline
-function loadAs(p: usize, index: isize, type: i32): f32 {
+function shiftOf(type: i32): usize {
+  return type == F32 ? 2 : type == I8 ? 0 : 1;
+}
+
+/** Address of the scales of int8 weights [n, k]. */
+export function scalesOf(w: usize, n: i32, k: i32): usize {
+  return w + ((<usize>n * <usize>k + 3) & ~3);
+}
+
+// @ts-ignore: decorator
+@inline
+export function loadAs(p: usize, index: isize, type: i32): f32 {
   if (type == F32) return load<f32>(p + (index << 2));
+  if (type == I8) return <f32>load<i8>(p + index);
   const bits = <u32>load<u16>(p + (index << 1));
   return type == BF16 ? reinterpret<f32>(bits << 16) : half(bits);
 }
@@ -137,9 +150,9 @@ export function packA(to: usize, panel: i32, a: usize, rs: isize, cs: isize, row
   }
 }
 
-/** Packs `depth` × `columns` of B into panels [columns / 8][…][8] of length `panel`, zero-filled, converted to f32. */
+/** Packs `depth` × `columns` of B into panels [columns / 8][…][8] of length `panel`, zero-filled, converted to f32; int8 columns have `scales`. */
 export function packB(
-  to: usize, panel: i32, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32,
+  to: usize, panel: i32, b: usize, rs: isize, cs: isize, depth: i32, columns: i32, type: i32, scales: usize = 0,
 ): void {
   let j = type == F32 && cs == 1 ? packWide(to, panel, b, rs, columns, depth, NR, 1) : 0;
   to += <usize>(j / NR * panel) << 2;
@@ -154,7 +167,7 @@ export function packB(
         p += rs << 2;
         to += 32;
       }
-    } else if (type != F32 && live == NR && cs == 1) {
+    } else if (type != F32 && type != I8 && live == NR && cs == 1) {
       let p = b + (<usize>j << 1);
       for (let k = 0; k < depth; k++) {
         if (type == BF16) {
@@ -169,7 +182,7 @@ export function packB(
       }
     } else if (live == NR && rs == 1 && type != 2) {
       // rows of the stored matrix run along k: transpose 4 × 8 at a time
-      const bytes: usize = type == F32 ? 2 : 1;
+      const bytes = shiftOf(type);
       const step = cs << bytes;
       const p0 = b + ((<isize>j * cs) << bytes);
       let k = 0;
@@ -209,13 +222,26 @@ export function packB(
         to += 32;
       }
     }
+    if (type == I8) scaleColumns(start, to, scales + (<usize>j << 2), live);
     to = start + (<usize>panel << 2);
+  }
+}
+
+/** Multiplies the columns of a panel by their scales. */
+function scaleColumns(panel: usize, end: usize, scales: usize, live: i32): void {
+  for (let c: usize = 0; c < <usize>live << 2; c += 4) {
+    const scale = load<f32>(scales + c);
+    for (let p = panel + c; p < end; p += NR << 2) store<f32>(p, load<f32>(p) * scale);
   }
 }
 
 // @ts-ignore: decorator
 @inline
 function load4(p: usize, type: i32): v128 {
+  if (type == I8) {
+    const halves = i16x8.extend_low_i8x16_s(v128.load32_zero(p));
+    return f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(halves));
+  }
   return type == F32 ? v128.load(p) : i32x4.shl(v128.load16x4_u(p), 16);
 }
 
@@ -444,8 +470,9 @@ function block(
   for (let u = t, at = 0; u < last; u++) {
     const s = TERM + u * TERM_SLOTS, type = int(s + 7), brs = <isize>int(s + 5), bcs = <isize>int(s + 6);
     const from = u == t ? k0 : 0, deep = u == t ? kc : int(s + 2);
-    const b = ptr(s + 1) + ((<isize>batch * int(8) + <isize>from * brs + <isize>j * bcs) << (type == F32 ? 2 : 1));
-    packB(packedB + (<usize>(at * NR) << 2), depth * NR, b, brs, bcs, deep, nc, type);
+    const b = ptr(s + 1) + ((<isize>batch * int(8) + <isize>from * brs + <isize>j * bcs) << shiftOf(type));
+    const scales = type == I8 ? scalesOf(ptr(s + 1), int(2), int(s + 2)) + (<usize>j << 2) : 0;
+    packB(packedB + (<usize>(at * NR) << 2), depth * NR, b, brs, bcs, deep, nc, type, scales);
     at += deep;
   }
   // a narrow B is not worth packing A: whole tiles of it are read in place
@@ -501,38 +528,5 @@ export function gemm(begin: i32, end: i32): void {
     if (rows) product(c, first * MR, min(m, last * MR) - first * MR, 0, n, batch);
     else product(c, 0, m, first * NR, min(n, last * NR) - first * NR, batch);
     begin += last - first;
-  }
-}
-
-/**
- * y[n] = alpha · W[n, k] · x (+ y): the product with one row, as in decoding. Rows of W are contiguous (brs = 1, bcs = stride).
- * Slots as `gemm`, one term; tasks are groups of 4 rows of W.
- */
-export function gemv(begin: i32, end: i32): void {
-  const y = ptr(0), n = int(2), accumulate = int(3) != 0;
-  const x = ptr(TERM), w = ptr(TERM + 1), k = int(TERM + 2), stride = <isize>int(TERM + 6), type = int(TERM + 7);
-  const alpha = float(TERM + 8);
-  const shift: usize = type == F32 ? 2 : 1;
-  for (let task = begin; task < end; task++) {
-    for (let j = task * 4, last = min(n, task * 4 + 4); j < last; j++) {
-      const row = w + ((<isize>j * stride) << shift);
-      let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
-      let i = 0;
-      if (type != 2) {
-        for (; i + 16 <= k; i += 16) {
-          const p = row + (<usize>i << shift), q = x + (<usize>i << 2);
-          const four: usize = <usize>4 << shift;
-          s0 = madd(load4(p, type), v128.load(q), s0);
-          s1 = madd(load4(p + four, type), v128.load(q, 16), s1);
-          s2 = madd(load4(p + 2 * four, type), v128.load(q, 32), s2);
-          s3 = madd(load4(p + 3 * four, type), v128.load(q, 48), s3);
-        }
-        for (; i + 4 <= k; i += 4) s0 = madd(load4(row + (<usize>i << shift), type), v128.load(x + (<usize>i << 2)), s0);
-      }
-      let sum = sum4(f32x4.add(f32x4.add(s0, s1), f32x4.add(s2, s3)));
-      for (; i < k; i++) sum += loadAs(row, i, type) * load<f32>(x + (<usize>i << 2));
-      const at = y + (<usize>j << 2);
-      store<f32>(at, accumulate ? load<f32>(at) + alpha * sum : alpha * sum);
-    }
   }
 }

@@ -1,6 +1,7 @@
 /** Kernels over the rows of a matrix [R, C]: one task is one row, unless said otherwise. */
 import { float, int, ptr } from './control';
 import { expClamped4, exponentialsOfRow } from './exponential';
+import { F32, I8, loadAs, scalesOf } from './gemm';
 import { loadTail, log1, madd, max4, storeTail, sum4 } from './simd';
 
 const LOWEST: f32 = -f32.MAX_VALUE * 2; // −Infinity
@@ -324,5 +325,37 @@ export function scatterAddRows(begin: i32, end: i32): void {
       if (rest >= 4) v128.store(to, f32x4.add(v128.load(to), v128.load(from)));
       else storeTail(to, f32x4.add(loadTail(to, rest), loadTail(from, rest)), rest);
     }
+  }
+}
+
+/** y[i, :] = table[ids[i], :]; tasks are ids. Slots: 0 y, 1 table, 2 ids, 3 width, 4 type, 5 rows of the table. */
+export function gatherRows(begin: i32, end: i32): void {
+  for (let i = begin; i < end; i++) rowAsF32(i, load<i32>(ptr(2) + (<usize>i << 2)));
+}
+
+/** y = table in f32; tasks are rows. Slots as `gatherRows`, without ids. */
+export function dequantizeRows(begin: i32, end: i32): void {
+  for (let i = begin; i < end; i++) rowAsF32(i, i);
+}
+
+function rowAsF32(i: i32, row: i32): void {
+  const width = int(3), type = int(4);
+  const y = ptr(0) + ((<usize>i * <usize>width) << 2);
+  const first = <usize>row * <usize>width;
+  if (type == F32) {
+    memory.copy(y, ptr(1) + (first << 2), <usize>width << 2);
+    return;
+  }
+  const scale: f32 = type == I8 ? load<f32>(scalesOf(ptr(1), int(5), width) + (<usize>row << 2)) : 1;
+  const from = ptr(1) + (type == I8 ? first : first << 1);
+  for (let c = 0; c < width; c++) store<f32>(y + (<usize>c << 2), loadAs(from, c, type) * scale);
+}
+
+/** y[b, positions[b, t], :] = x[b, t, :]; tasks are (b, t). Slots: 0 y, 1 x, 2 positions, 3 T, 4 S, 5 width. */
+export function writeRows(begin: i32, end: i32): void {
+  const T = int(3), S = int(4), bytes = <usize>int(5) << 2;
+  for (let i = begin; i < end; i++) {
+    const row = (i / T) * S + load<i32>(ptr(2) + (<usize>i << 2));
+    memory.copy(ptr(0) + <usize>row * bytes, ptr(1) + <usize>i * bytes, bytes);
   }
 }

@@ -7,7 +7,7 @@
  * Conventions
  * - All tensors are dense and row-major. Sizes are plain numbers; 0 is allowed wherever a reference loop would allow it.
  * - Unless a kernel says otherwise, operands and results are f32. A kernel never checks shapes: the ops in `src/ops` do.
- * - A kernel returns *new* storage, except the update kernels (`crossEntropyUpdate`, `axpy`, `write`, `scaleBy`, `adamw`, `sgd`): they return the storages that
+ * - A kernel returns *new* storage, except the update kernels (`crossEntropyUpdate`, `axpy`, `write`, `writeRows`, `scaleBy`, `adamw`, `sgd`): they return the storages that
  *   replace their first operands, which may be the very same storage, updated in place. The caller drops the old ones if
  *   they differ.
  * - Calls are synchronous; on an asynchronous device a storage is a promise of resident memory, and only `read` waits.
@@ -19,6 +19,14 @@ import type { DType, HostArray } from './dtype.js';
 export interface Storage {
   /** Bytes held, for accounting. */
   readonly bytes: number;
+}
+
+/** Kernel calls that a backend has recorded. */
+export interface Recording {
+  /** Runs them again on the same storages. Throws `disposed` when one of them was freed. */
+  replay(): void;
+  /** Frees the recording and every storage that was made in it. */
+  dispose(): void;
 }
 
 /** What a backend holds at the moment. */
@@ -55,7 +63,7 @@ export interface MatmulSpec {
   strideA: number;
   /** Elements from one B to the next: k·n, or 0 when all batches share it. */
   strideB: number;
-  /** Storage of B: f32, bf16 or f16. A is f32. */
+  /** Storage of B: f32, bf16, f16, or int8 when B is transposed and shared. A is f32. */
   dtypeB: DType;
   alpha: number;
 }
@@ -122,9 +130,17 @@ export interface Backend {
   /** Copies `length` elements out. */
   read(x: Storage, dtype: DType, length: number): Promise<HostArray>;
   readSync(x: Storage, dtype: DType, length: number): HostArray;
+  /** Overwrites the elements of x with as many from the host (an update kernel). */
+  assign(x: Storage, data: HostArray, dtype: DType): Storage;
   free(x: Storage): void;
   memory(): MemoryInfo;
   resetPeak(): void;
+  /**
+   * Runs `fn` as usual and records its kernel calls. A replay gives what `fn` would give if it were run again: on what is then in
+   * the storages it reads, into the storages it made, which live as long as the recording. Not every backend has it, and not
+   * every kernel can be recorded: the others throw `capture`, as does `upload`, since inputs must exist before.
+   */
+  capture?(fn: () => void): Recording;
 
   // ---- elementwise ----
   /** y[i] = value. */
@@ -144,6 +160,10 @@ export interface Backend {
   swigluGrad(dy: Storage, gate: Storage, up: Storage, n: number): { gate: Storage; up: Storage };
   /** Converts N elements: between f32 and bf16 / f16 (nearest even), f32 and i32 (truncating), and f32 and f64. */
   cast(x: Storage, n: number, from: DType, to: DType): Storage;
+  /** x `[R, C]` in int8 (see DType): scale[r] = max|x[r]| / 127, q = x / scale[r] to the nearest whole number. x is finite. */
+  quantizeRows(x: Storage, rows: number, columns: number): Storage;
+  /** y = scale[r] · q[r, c] `[R, C]` of int8 x. */
+  dequantizeRows(x: Storage, rows: number, columns: number): Storage;
 
   // ---- layout ----
   /** y[…] = x[…] with dimensions reordered: result dimension d is input dimension `perm[d]`. Rank exactly 4. */
@@ -154,7 +174,7 @@ export interface Backend {
   pad(x: Storage, outer: number, n: number, inner: number, before: number, total: number): Storage;
   /** a `[outer, na, inner]`, b `[outer, nb, inner]` → `[outer, na + nb, inner]`. */
   concat(a: Storage, b: Storage, outer: number, na: number, nb: number, inner: number): Storage;
-  /** y[i, :] = table[ids[i], :]; table `[rows, width]` in f32, bf16 or f16; ids i32 `[count]`, in range. y is f32. */
+  /** y[i, :] = table[ids[i], :]; table `[rows, width]` in f32, bf16, f16 or int8; ids i32 `[count]`, in range. y is f32. */
   gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage;
   /** y `[rows, width]`, y[r, :] = Σ over i with ids[i] = r of dy[i, :], summed in the order of i. */
   scatterAddRows(dy: Storage, ids: Storage, count: number, rows: number, width: number): Storage;
@@ -250,6 +270,8 @@ export interface Backend {
   axpy(y: Storage, x: Storage, n: number, alpha: number): Storage;
   /** y[:, start … start + count − 1, :] ← x; y `[outer, n, inner]`, x `[outer, count, inner]`. */
   write(y: Storage, x: Storage, outer: number, n: number, inner: number, start: number, count: number): Storage;
+  /** y[b, positions[b, t], :] ← x[b, t, :]; y `[B, S, width]`, x `[B, T, width]`, positions i32 `[B, T]`, different within a b. */
+  writeRows(y: Storage, x: Storage, positions: Storage, batch: number, T: number, S: number, width: number): Storage;
   /** y ← y · factor[0]; factor is one f32 on the device (gradient clipping without a read-back). */
   scaleBy(y: Storage, factor: Storage, n: number): Storage;
   /**

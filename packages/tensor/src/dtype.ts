@@ -1,11 +1,16 @@
-/**
- * Element types. Arithmetic happens in f32; i32 holds ids and positions; f64 holds results of linalg; bf16 and f16 are
- * storage formats (kept as raw 16-bit patterns) that `cast`, `matmul` and `gatherRows` read.
- */
-export type DType = 'f32' | 'f64' | 'i32' | 'bf16' | 'f16';
+import { TensorError } from './errors.js';
 
-/** Host memory of a tensor. bf16 and f16 are raw bits in a Uint16Array. */
-export type HostArray = Float32Array | Float64Array | Int32Array | Uint16Array;
+/**
+ * Element types. Arithmetic happens in f32; i32 holds ids and positions; f64 holds results of linalg; bf16, f16 (kept as raw
+ * 16-bit patterns) and int8 are storage formats that `cast`, `matmul` and `gatherRows` read.
+ *
+ * int8 is symmetric with one scale per row: x[r, c] ≈ scale[r] · q[r, c], q whole from −127 to 127, scale[r] = max|x[r]| / 127.
+ * Its memory, on the host and on a backend, holds q row by row and then, from the next multiple of 4 bytes on, the scales in f32.
+ */
+export type DType = 'f32' | 'f64' | 'i32' | 'bf16' | 'f16' | 'int8';
+
+/** Host memory of a tensor. bf16 and f16 are raw bits in a Uint16Array, int8 is its bytes with the scales behind them. */
+export type HostArray = Float32Array | Float64Array | Int32Array | Uint16Array | Int8Array;
 
 /** The host array type of each dtype. */
 export interface HostArrayOf {
@@ -14,14 +19,24 @@ export interface HostArrayOf {
   i32: Int32Array;
   bf16: Uint16Array;
   f16: Uint16Array;
+  int8: Int8Array;
 }
 
-const BYTES: Record<DType, number> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
+const BYTES: Record<DType, number> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2, int8: 1 };
 
 /** Bytes of one element. */
 export function bytesPerElement(dtype: DType): number {
   return BYTES[dtype];
 }
+
+/** Entries of the host array of a tensor: its elements, and with int8 the bytes of the scales. */
+export function hostLength(dtype: DType, shape: readonly number[]): number {
+  const size = shape.reduce((a, b) => a * b, 1);
+  return dtype === 'int8' ? scalesAt(size) + 4 * rowsOf(shape) : size;
+}
+
+const scalesAt = (size: number): number => Math.ceil(size / 4) * 4;
+const rowsOf = (shape: readonly number[]): number => shape.slice(0, -1).reduce((a, b) => a * b, 1);
 
 /** A zeroed host array of `length` elements of `dtype`. */
 export function allocHost<D extends DType>(dtype: D, length: number): HostArrayOf[D];
@@ -36,6 +51,8 @@ export function allocHost(dtype: DType, length: number): HostArray {
     case 'bf16':
     case 'f16':
       return new Uint16Array(length);
+    case 'int8':
+      return new Int8Array(length);
   }
 }
 
@@ -90,13 +107,23 @@ export function numberToF16(x: number): number {
 function roundHalfEven(x: number): number {
   const floor = Math.floor(x);
   const rest = x - floor;
-  return rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? floor + 1 : floor;
+  return rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
 }
 
-/** Converts host data between dtypes, with rounding to nearest even for the 16-bit formats and truncation for i32. */
-export function convertHost<D extends DType>(data: HostArray, from: DType, to: D): HostArrayOf[D];
-export function convertHost(data: HostArray, from: DType, to: DType): HostArray {
+/**
+ * Converts host data between dtypes, with rounding to nearest even for the 16-bit formats and int8, and truncation for i32.
+ * Rows of int8 are those of `shape`, which it needs. Throws `dtype` when int8 meets values that are not finite.
+ */
+export function convertHost<D extends DType>(
+  data: HostArray,
+  from: DType,
+  to: D,
+  shape?: readonly number[],
+): HostArrayOf[D];
+export function convertHost(data: HostArray, from: DType, to: DType, shape?: readonly number[]): HostArray {
   if (from === to) return data;
+  if (from === 'int8') return convertHost(dequantize(data as Int8Array, shape), 'f32', to);
+  if (to === 'int8') return quantize(convertHost(data, from, 'f32'), shape);
   const out = allocHost(to, data.length);
   const decode = from === 'bf16' ? bf16ToNumber : from === 'f16' ? f16ToNumber : undefined;
   const encode = to === 'bf16' ? numberToBf16 : to === 'f16' ? numberToF16 : undefined;
@@ -105,4 +132,43 @@ export function convertHost(data: HostArray, from: DType, to: DType): HostArray 
     out[i] = encode ? encode(x) : x;
   }
   return out;
+}
+
+/** The q and the scales of int8 data, as views. */
+export function int8Parts(data: Int8Array, shape: readonly number[] = []): { q: Int8Array; scales: Float32Array } {
+  const size = shape.reduce((a, b) => a * b, 1);
+  if (shape.length === 0 || data.length !== hostLength('int8', shape)) {
+    throw new TensorError('dtype', `int8: expected the shape of ${data.length} bytes, got [${shape.join(', ')}]`);
+  }
+  return {
+    q: data.subarray(0, size),
+    scales: new Float32Array(data.buffer, data.byteOffset + scalesAt(size), rowsOf(shape)),
+  };
+}
+
+function dequantize(data: Int8Array, shape: readonly number[] | undefined): Float32Array {
+  const { q, scales } = int8Parts(data, shape);
+  const columns = shape!.at(-1)!;
+  return Float32Array.from(q, (v, i) => scales[Math.floor(i / columns)]! * v);
+}
+
+function quantize(x: Float32Array, shape: readonly number[] = [x.length]): Int8Array {
+  const data = new Int8Array(hostLength('int8', shape));
+  const { q, scales } = int8Parts(data, shape);
+  const columns = shape.at(-1)!;
+  for (let r = 0; r < scales.length; r++) {
+    let top = 0;
+    for (let i = r * columns; i < (r + 1) * columns; i++) {
+      const size = Math.abs(x[i]!);
+      if (!(size < Infinity)) throw new TensorError('dtype', `int8: expected finite values, got ${x[i]} at entry ${i}`);
+      if (size > top) top = size;
+    }
+    scales[r] = top / 127;
+    const scale = scales[r]!;
+    for (let i = r * columns; i < (r + 1) * columns; i++) {
+      // a scale near the smallest numbers is rounded, or even 0
+      q[i] = scale === 0 ? 0 : Math.max(-127, Math.min(127, roundHalfEven(x[i]! / scale)));
+    }
+  }
+  return data;
 }

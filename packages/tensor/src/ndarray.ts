@@ -16,7 +16,7 @@ export type NdarrayData = Float32Array | Float64Array | Int32Array;
  * numbers: `convertHost` them to f32 first.
  */
 export function toNdarray(host: HostTensor): NdArray<NdarrayData> {
-  if (host.data instanceof Uint16Array) {
+  if (host.data instanceof Uint16Array || host.data instanceof Int8Array) {
     throw new TensorError(
       'dtype',
       `toNdarray: expected dtype f32, f64 or i32, got ${host.dtype}; convertHost makes f32`,

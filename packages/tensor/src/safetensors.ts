@@ -38,7 +38,8 @@ const MOST_HEADER_BYTES = 100_000_000;
 const METADATA = '__metadata__';
 
 /** What each of the file's dtypes is read as. I64 is narrowed to i32 and must fit. */
-const READ_AS: ReadonlyMap<string, DType> = new Map([
+type FileDType = Exclude<DType, 'int8'>;
+const READ_AS: ReadonlyMap<string, FileDType> = new Map([
   ['F64', 'f64'],
   ['F32', 'f32'],
   ['F16', 'f16'],
@@ -46,9 +47,9 @@ const READ_AS: ReadonlyMap<string, DType> = new Map([
   ['I32', 'i32'],
   ['I64', 'i32'],
 ]);
-const WRITTEN_AS: Record<DType, string> = { f64: 'F64', f32: 'F32', f16: 'F16', bf16: 'BF16', i32: 'I32' };
+const WRITTEN_AS: Record<FileDType, string> = { f64: 'F64', f32: 'F32', f16: 'F16', bf16: 'BF16', i32: 'I32' };
 /** The reference writer puts the widest dtypes first, for alignment. */
-const WRITING_ORDER: readonly DType[] = ['f64', 'f32', 'i32', 'bf16', 'f16'];
+const WRITING_ORDER: readonly FileDType[] = ['f64', 'f32', 'i32', 'bf16', 'f16'];
 
 /** Bits of one element, of every dtype of the format. */
 const BITS: ReadonlyMap<string, number> = new Map(
@@ -199,7 +200,8 @@ export function encodeSafetensors(
 ): Uint8Array[] {
   const ordered = [...tensors].sort(
     ([nameA, a], [nameB, b]) =>
-      WRITING_ORDER.indexOf(a.dtype) - WRITING_ORDER.indexOf(b.dtype) || (nameA < nameB ? -1 : nameA > nameB ? 1 : 0),
+      WRITING_ORDER.indexOf(a.dtype as FileDType) - WRITING_ORDER.indexOf(b.dtype as FileDType) ||
+      (nameA < nameB ? -1 : nameA > nameB ? 1 : 0),
   );
   // a Map, because an object would sort names that look like numbers first
   const fields = new Map<string, unknown>();
@@ -216,7 +218,11 @@ export function encodeSafetensors(
     if (problem) throw new TensorError('safetensors-encode', `encodeSafetensors: tensor ${quote(name)}: ${problem}`);
     const { buffer, byteOffset, byteLength } = tensor.data;
     const end = offset + byteLength;
-    fields.set(name, { dtype: WRITTEN_AS[tensor.dtype], shape: tensor.shape, data_offsets: [offset, end] });
+    fields.set(name, {
+      dtype: WRITTEN_AS[tensor.dtype as FileDType],
+      shape: tensor.shape,
+      data_offsets: [offset, end],
+    });
     chunks.push(new Uint8Array(buffer, byteOffset, byteLength));
     offset = end;
   }
@@ -228,6 +234,7 @@ function whatIsWrong(name: string, tensor: HostTensor, taken: ReadonlyMap<string
   if (name === METADATA) return 'expected another name, this one is reserved';
   if (taken.has(name)) return 'expected each name once, got it twice';
   if (!shape.every(isCount)) return `expected a shape of whole numbers, got [${shape.join(', ')}]`;
+  if (dtype === 'int8') return 'expected a dtype that files have, got int8; convertHost makes f32';
   const expected = allocHost(dtype, 0).constructor;
   if (data.constructor !== expected)
     return `expected ${dtype} data in a ${expected.name}, got a ${data.constructor.name}`;
@@ -391,7 +398,7 @@ async function readExactly(source: ByteSource, offset: number, length: number, w
   return bytes;
 }
 
-function readableDType(file: string, entry: SafetensorsEntry): DType {
+function readableDType(file: string, entry: SafetensorsEntry): FileDType {
   const dtype = READ_AS.get(entry.dtype);
   if (dtype) return dtype;
   throw new TensorError(
@@ -401,7 +408,7 @@ function readableDType(file: string, entry: SafetensorsEntry): DType {
 }
 
 /** The bytes as elements; copied only where their place in memory is not a multiple of the element's size. */
-function hostArray(bytes: Uint8Array, dtype: DType): HostTensor['data'] {
+function hostArray(bytes: Uint8Array, dtype: FileDType): HostTensor['data'] {
   const { buffer, byteOffset } = bytes.byteOffset % bytesPerElement(dtype) === 0 ? bytes : bytes.slice();
   const length = bytes.length / bytesPerElement(dtype);
   switch (dtype) {

@@ -6,7 +6,7 @@
  */
 import type { Backend, Storage } from './backend.js';
 import { getBackend } from './context.js';
-import { allocHost, convertHost } from './dtype.js';
+import { allocHost, convertHost, hostLength } from './dtype.js';
 import type { DType, HostArray, HostArrayOf } from './dtype.js';
 import { TensorError } from './errors.js';
 import { sizeOf } from './host.js';
@@ -64,11 +64,11 @@ export class Tensor implements Owned {
 
   /** Copies host memory onto a backend. Throws when the data does not fill the shape. */
   static fromHost(host: HostTensor, backend: Backend = getBackend()): Tensor {
-    const size = sizeOf(host.shape);
-    if (host.shape.some((d) => !Number.isInteger(d) || d < 0) || host.data.length !== size) {
+    const length = hostLength(host.dtype, host.shape);
+    if (host.shape.some((d) => !Number.isInteger(d) || d < 0) || host.data.length !== length) {
       throw new TensorError(
         'shape',
-        `tensor: expected ${size} elements for shape [${host.shape.join(', ')}], got ${host.data.length}`,
+        `tensor: expected ${length} elements for shape [${host.shape.join(', ')}], got ${host.data.length}`,
       );
     }
     return Tensor.wrap([...host.shape], host.dtype, backend.upload(host.data, host.dtype), backend);
@@ -121,6 +121,18 @@ export class Tensor implements Owned {
     }
   }
 
+  /** Overwrites the elements with as many of the host's. */
+  assign(data: HostArray): void {
+    const length = hostLength(this.dtype, this.shape);
+    if (data.length !== length) {
+      throw new TensorError(
+        'shape',
+        `assign: expected ${length} elements as in [${this.shape.join(', ')}], got ${data.length}`,
+      );
+    }
+    this.replaceStorage(this.backend.assign(this.storage, data, this.dtype));
+  }
+
   /** The same memory under another shape; one size may be −1. Throws when the sizes differ. */
   reshape(...shape: readonly number[]): Tensor {
     const open = shape.indexOf(-1);
@@ -130,6 +142,12 @@ export class Tensor implements Owned {
       throw new TensorError(
         'shape',
         `reshape: expected ${this.size} elements as in [${this.shape.join(', ')}], got shape [${shape.join(', ')}]`,
+      );
+    }
+    if (this.dtype === 'int8' && full.at(-1) !== this.shape.at(-1)) {
+      throw new TensorError(
+        'shape',
+        `reshape: expected rows of ${this.shape.at(-1)} to stay with int8, got [${full.join(', ')}]`,
       );
     }
     const handle = this.live();
@@ -167,12 +185,12 @@ export class Tensor implements Owned {
 
   /** Copies the elements to the host. Works on every backend. */
   async data(): Promise<HostArray> {
-    return this.backend.read(this.storage, this.dtype, this.size);
+    return this.backend.read(this.storage, this.dtype, hostLength(this.dtype, this.shape));
   }
 
   /** The same at once; throws on asynchronous backends. */
   dataSync(): HostArray {
-    return this.backend.readSync(this.storage, this.dtype, this.size);
+    return this.backend.readSync(this.storage, this.dtype, hostLength(this.dtype, this.shape));
   }
 
   /** Shape, dtype and elements on the host. */
@@ -183,7 +201,7 @@ export class Tensor implements Owned {
   /** The only element of a tensor of size 1. */
   async item(): Promise<number> {
     if (this.size !== 1) throw new TensorError('shape', `item: expected one element, got shape [${this.shape}]`);
-    return convertHost(await this.data(), this.dtype, 'f64')[0]!;
+    return convertHost(await this.data(), this.dtype, 'f64', this.shape)[0]!;
   }
 }
 
@@ -192,18 +210,19 @@ export function tensor(data: TensorData, shape?: readonly number[], options: Ten
   const natural = ArrayBuffer.isView(data) ? dtypeOf(data, options.dtype) : undefined;
   const dtype = options.dtype ?? natural ?? 'f32';
   const { flat, inferred } = flatten(data);
-  const host = ArrayBuffer.isView(data) && natural === dtype ? data : encode(flat, dtype);
+  const host = ArrayBuffer.isView(data) && natural === dtype ? data : encode(flat, dtype, shape ?? inferred);
   return Tensor.fromHost({ shape: shape ?? inferred, dtype, data: host }, options.backend);
 }
 
-function encode(flat: ArrayLike<number>, dtype: DType): HostArray {
-  return convertHost(Float64Array.from(flat), 'f64', dtype);
+function encode(flat: ArrayLike<number>, dtype: DType, shape: readonly number[]): HostArray {
+  return convertHost(Float64Array.from(flat), 'f64', dtype, shape);
 }
 
 /** The dtype that a typed array holds; the raw bits of a 16-bit format hold what is `wanted`. */
 function dtypeOf(data: HostArray, wanted: DType | undefined): DType {
   if (data instanceof Float64Array) return 'f64';
   if (data instanceof Int32Array) return 'i32';
+  if (data instanceof Int8Array) return 'int8';
   if (data instanceof Uint16Array) {
     if (wanted === 'bf16' || wanted === 'f16') return wanted;
     throw new TensorError('dtype', `tensor: expected dtype bf16 or f16 with a Uint16Array, got ${wanted ?? 'none'}`);

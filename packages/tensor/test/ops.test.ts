@@ -692,7 +692,7 @@ describe('errors', () => {
     [() => t.swiglu(i(2), f(2)), 'dtype', 'swiglu: expected gate of dtype f32, got i32'],
     [() => t.swiglu(f(2), i(2)), 'dtype', 'swiglu: expected up of dtype f32, got i32'],
     [() => t.swigluGrad(f(1), f(2), f(2)), 'shape', 'swigluGrad: expected dy of shape [2], got [1]'],
-    [() => t.cast(f(2), 'i8' as DType), 'dtype', 'cast: expected a dtype of f32, f64, i32, bf16, f16, got i8'],
+    [() => t.cast(f(2), 'i8' as DType), 'dtype', 'cast: expected a dtype of f32, f64, i32, bf16, f16, int8, got i8'],
     // layout
     [
       () => t.permute(f(2, 3), [0, 0]),
@@ -723,7 +723,11 @@ describe('errors', () => {
     [() => t.concat([i(2), f(2)], 0), 'dtype', 'concat: expected every part of dtype f32, got i32'],
     [() => t.concat([f(2), elsewhere(2)], 0), 'backend', 'concat: expected operands on one backend, got wasm and wasm'],
     [() => t.gatherRows(f(2), i(1)), 'shape', 'gatherRows: expected a table [rows, width], got [2]'],
-    [() => t.gatherRows(i(2, 2), i(1)), 'dtype', 'gatherRows: expected table of dtype f32 or bf16 or f16, got i32'],
+    [
+      () => t.gatherRows(i(2, 2), i(1)),
+      'dtype',
+      'gatherRows: expected table of dtype f32 or bf16 or f16 or int8, got i32',
+    ],
     [() => t.gatherRows(f(2, 2), f(1)), 'dtype', 'gatherRows: expected ids of dtype i32, got f32'],
     [() => t.scatterAddRows(f(2, 3), i(3), 4), 'shape', 'scatterAddRows: expected dy of shape [3, 3], got [2, 3]'],
     [() => t.scatterAddRows(f(2, 3), f(2), 4), 'dtype', 'scatterAddRows: expected ids of dtype i32, got f32'],
@@ -742,7 +746,7 @@ describe('errors', () => {
       'matmul: expected equal leading dimensions, or a plain matrix, got [2, 2, 3] and [3, 3, 2]',
     ],
     [() => t.matmul(t.cast(f(2, 2), 'bf16'), f(2, 2)), 'dtype', `matmul: expected a of dtype f32, got bf16${toF32}`],
-    [() => t.matmul(f(2, 2), i(2, 2)), 'dtype', 'matmul: expected b of dtype f32 or bf16 or f16, got i32'],
+    [() => t.matmul(f(2, 2), i(2, 2)), 'dtype', 'matmul: expected b of dtype f32 or bf16 or f16 or int8, got i32'],
     [() => t.matmul(f(2, 3), f(3, 2), { into: f(2, 3) }), 'shape', 'matmul: expected into of shape [2, 2], got [2, 3]'],
     [() => t.matmul(f(2, 3), f(3, 2), { into: i(2, 2) }), 'dtype', 'matmul: expected into of dtype f32, got i32'],
     [

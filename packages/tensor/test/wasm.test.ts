@@ -37,7 +37,11 @@ const work: Record<string, (on: Operands) => Tensor[]> = {
     t.matmul(f32(100, 65), t.cast(f32(203, 65), 'bf16'), { transposeB: true }),
     t.matmul(f32(100, 65), t.cast(f32(203, 65), 'f16'), { transposeB: true }),
   ],
-  gemv: ({ f32 }) => [t.matmul(f32(1, 515), f32(2003, 515), { transposeB: true })],
+  gemv: ({ f32 }) =>
+    (['f32', 'bf16', 'f16', 'int8'] as const).flatMap((dtype) => [
+      t.matmul(f32(1, 515), t.cast(f32(2003, 515), dtype), { transposeB: true }),
+      t.matmul(f32(3, 96), t.cast(f32(1001, 96), dtype), { transposeB: true, alpha: 0.3, into: f32(3, 1001) }),
+    ]),
   attention({ f32, ids }) {
     const [q, k, v, dout] = [f32(2, 150, 6, 20), f32(2, 170, 2, 20), f32(2, 170, 2, 20), f32(2, 150, 6, 20)];
     // windows between two random keys: some are empty

@@ -1,13 +1,18 @@
 /** `milora eval`: loss and perplexity on data, and forgetting on other text. */
+import type { Batch } from '../batches.js';
 import { MiloraError } from '../errors.js';
-import { evaluate, forgetting } from '../evaluate.js';
+import { castAndCompare, evaluate, forgetting } from '../evaluate.js';
+import type { Evaluation, Exactness } from '../evaluate.js';
 import { withPauses } from '../node/pause.js';
 import { openSession } from '../node/session.js';
 import { loadData, loadText, measuringBatches, textBatches } from '../node/textData.js';
-import { commonOptions, required } from './options.js';
+import { commonOptions, required, weightOptions } from './options.js';
 import type { OptionTable } from './options.js';
 import { backendOptions, count, jsonOption, onBackend, short } from './verb.js';
 import type { Verb } from './verb.js';
+
+/** Tokens whose logits are compared: all of them at once, in both formats. */
+const PROBE = 64;
 
 const table = {
   model: {
@@ -20,12 +25,7 @@ const table = {
   data: { type: 'text', value: 'FILE', help: 'data to measure the loss on' },
   forgetting: { type: 'text', value: 'FILE', help: 'text to measure forgetting on; needs an adapter' },
   tokenizer: { type: 'text', value: 'PATH', help: "another tokenizer than the model folder's" },
-  dtype: {
-    type: 'choice',
-    choices: ['f32', 'storage'],
-    default: 'f32',
-    help: 'hold the base in float32, or as it is stored',
-  },
+  ...weightOptions,
   limit: { type: 'whole', min: 1, help: 'examples at most, from the beginning (default: all)', group: 'Examples' },
   'max-length': { type: 'whole', min: 2, help: 'longest example in tokens (default 512, or what the model allows)' },
   batch: { type: 'whole', default: 16, min: 1, help: 'examples at once' },
@@ -51,9 +51,19 @@ export const evalVerb: Verb<typeof table> = {
         '--forgetting: expected --adapter with it, got none; forgetting compares a model with its base',
       );
     }
+    const { tokenizer, dtype } = values;
+    const coarse = dtype === 'bf16' || dtype === 'int8' ? dtype : undefined;
+    if (values.forgetting !== undefined && coarse !== undefined) {
+      throw new MiloraError('usage', `--forgetting: expected --dtype f32 or storage with it, got ${coarse}`);
+    }
     return onBackend(values, async () => {
-      const { tokenizer, dtype } = values;
-      const session = await openSession({ model: path, adapter: values.adapter, tokenizer, dtype });
+      // measured in f32 first: the difference is part of the report
+      const session = await openSession({
+        model: path,
+        adapter: values.adapter,
+        tokenizer,
+        dtype: coarse ? 'f32' : dtype,
+      });
       try {
         const { model, adapter } = session;
         const maxLength = values['max-length'] ?? Math.min(512, model.config.maxPositionEmbeddings);
@@ -62,7 +72,15 @@ export const evalVerb: Verb<typeof table> = {
           maskPrompt: !values['no-mask-prompt'],
           limit: values.limit,
         });
-        const result = await evaluate(model, withPauses(measuringBatches(examples, values.batch)));
+        const batches = (): AsyncIterable<Batch> => withPauses(measuringBatches(examples, values.batch));
+        let exactness: Exactness | undefined;
+        let result: Evaluation;
+        if (coarse) {
+          session.merge();
+          ({ exactness, ...result } = await castAndCompare(model, coarse, batches, examples[0]!.ids.slice(0, PROBE)));
+        } else {
+          result = await evaluate(model, batches());
+        }
         let lost: Awaited<ReturnType<typeof forgetting>> | undefined;
         if (values.forgetting !== undefined) {
           const other = await loadText(values.forgetting, session.tokenizer, {
@@ -80,6 +98,8 @@ export const evalVerb: Verb<typeof table> = {
             examples: examples.length,
             truncated,
             dropped,
+            dtype,
+            exactness: exactness ?? null,
             forgetting: lost ?? null,
           };
           io.stdout.write(`${JSON.stringify(all)}\n`);
@@ -90,6 +110,16 @@ export const evalVerb: Verb<typeof table> = {
           `perplexity        ${short(result.perplexity)}`,
           `tokens            ${count(result.targets)} of ${count(examples.length)} examples`,
         ];
+        if (exactness) {
+          const change = 100 * (result.perplexity / exactness.perplexity - 1);
+          const sign = change < 0 ? '' : '+';
+          lines.push(
+            `in f32            perplexity ${short(exactness.perplexity)}: ${dtype} changes it by ${sign}${short(change, 3)} %`,
+          );
+          lines.push(
+            `logit error       ${short(exactness.logitError, 3)} of the largest logit, at most, in ${count(exactness.logitTokens)} tokens`,
+          );
+        }
         if (report.truncated > 0)
           lines.push(`cut off           ${count(report.truncated)} examples, at ${maxLength} tokens`);
         if (report.dropped > 0)

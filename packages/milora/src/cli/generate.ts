@@ -14,7 +14,7 @@ import { MiloraError } from '../errors.js';
 import { pause } from '../node/pause.js';
 import { openSession } from '../node/session.js';
 import type { Session } from '../node/session.js';
-import { commonOptions, required } from './options.js';
+import { commonOptions, required, weightOptions } from './options.js';
 import type { OptionTable, Values } from './options.js';
 import { INTERRUPTED, backendOptions, jsonOption, onBackend } from './verb.js';
 import type { Io, Verb } from './verb.js';
@@ -28,12 +28,7 @@ const table = {
   },
   adapter: { type: 'text', value: 'DIR', help: 'adapter folder on top of it' },
   tokenizer: { type: 'text', value: 'PATH', help: "another tokenizer than the model folder's" },
-  dtype: {
-    type: 'choice',
-    choices: ['f32', 'storage'],
-    default: 'f32',
-    help: 'hold the base in float32, or as it is stored',
-  },
+  ...weightOptions,
   prompt: { type: 'text', value: 'TEXT', help: 'what to go on from; may be empty', group: 'Text' },
   chat: {
     type: 'flag',

@@ -55,6 +55,16 @@ export const commonOptions = {
   debug: { type: 'flag', help: 'show the stack of an error' },
 } as const satisfies OptionTable;
 
+/** How the verbs that only read a model hold its weights. */
+export const weightOptions = {
+  dtype: {
+    type: 'choice',
+    choices: ['f32', 'bf16', 'int8', 'storage'],
+    default: 'f32',
+    help: 'hold the matrices in float32, bfloat16, 8 bits with a scale per row, or as they are stored',
+  },
+} as const satisfies OptionTable;
+
 /**
  * Reads the arguments after the verb.
  * @throws MiloraError `usage`: an unknown option (with the nearest right one), a missing or bad value

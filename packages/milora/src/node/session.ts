@@ -1,6 +1,7 @@
 /** A model to use: loaded with its tokenizer and, where one is given, an adapter whose base it must be. */
 import { loadModel } from '@milora/llama/node';
-import type { LlamaForCausalLM, Tokenizer } from '@milora/llama';
+import { castWeights } from '@milora/llama';
+import type { LlamaForCausalLM, LoadOptions, Tokenizer } from '@milora/llama';
 import type { Adapter } from '../adapter.js';
 import { loadPeftFolder } from './adapterFolder.js';
 import { tokenizerFor } from './training.js';
@@ -9,6 +10,8 @@ export interface Session {
   model: LlamaForCausalLM;
   tokenizer: Tokenizer;
   adapter: Adapter | undefined;
+  /** Merges the adapter into the model for good, if there is one. */
+  merge(): void;
   dispose(): void;
 }
 
@@ -16,12 +19,16 @@ export interface SessionOptions {
   model: string;
   tokenizer?: string | undefined;
   adapter?: string | undefined;
-  dtype?: 'f32' | 'storage';
+  /** See `LoadOptions`. With bf16 and int8 an adapter is merged first, so that the session has none. */
+  dtype?: LoadOptions['dtype'];
 }
 
 /** Throws what `loadModel`, `loadTokenizer` and `loadPeftFolder` throw, and `tokenizer-mismatch`. */
 export async function openSession(options: SessionOptions): Promise<Session> {
-  const model = await loadModel(options.model, { dtype: options.dtype ?? 'f32' });
+  const { dtype = 'f32' } = options;
+  // an adapter is made for the numbers of its base, and its fingerprints are checked: they are rounded together, afterwards
+  const later = options.adapter !== undefined && (dtype === 'bf16' || dtype === 'int8');
+  const model = await loadModel(options.model, { dtype: later ? 'f32' : dtype });
   let adapter: Adapter | undefined;
   const dispose = (): void => {
     adapter?.unload();
@@ -30,7 +37,21 @@ export async function openSession(options: SessionOptions): Promise<Session> {
   try {
     const tokenizer = await tokenizerFor(model.config, options.tokenizer ?? null, options.model);
     if (options.adapter !== undefined) adapter = await loadPeftFolder(options.adapter, model);
-    return { model, tokenizer, adapter, dispose };
+    const session: Session = {
+      model,
+      tokenizer,
+      adapter,
+      merge() {
+        adapter?.mergeAndUnload();
+        session.adapter = adapter = undefined;
+      },
+      dispose,
+    };
+    if (later) {
+      session.merge();
+      castWeights(model, dtype);
+    }
+    return session;
   } catch (error) {
     dispose();
     throw error;

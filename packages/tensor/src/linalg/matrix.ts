@@ -31,7 +31,7 @@ export function matrixFromHost(host: HostTensor): Matrix {
   if (host.shape.length !== 2 || rows === undefined || cols === undefined) {
     throw new TensorError('shape', `matrixFromHost: expected shape [rows, cols], got [${host.shape.join(', ')}]`);
   }
-  return { rows, cols, data: convertHost(host.data, host.dtype, 'f64') };
+  return { rows, cols, data: convertHost(host.data, host.dtype, 'f64', host.shape) };
 }
 
 /** aᵀ, as a new matrix. */

@@ -1,8 +1,8 @@
 /** Elementwise ops, with NumPy's broadcasting (rank up to 4). */
-import type { BinaryOp, Shape4, UnaryOp } from '../backend.js';
+import type { BinaryOp, Shape4, Storage, UnaryOp } from '../backend.js';
 import type { DType } from '../dtype.js';
 import { Tensor } from '../tensor.js';
-import { backendOf, expectDType, expectShape, expectThat, show } from './check.js';
+import { backendOf, expectDType, expectShape, expectThat, rowsOf, show } from './check.js';
 
 /** The shape that two shapes broadcast to. Throws when a dimension differs and neither is 1. */
 export function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {
@@ -105,18 +105,28 @@ export function swigluGrad(dy: Tensor, gate: Tensor, up: Tensor): { gate: Tensor
   };
 }
 
-const CASTS: readonly DType[] = ['f32', 'f64', 'i32', 'bf16', 'f16'];
+const CASTS: readonly DType[] = ['f32', 'f64', 'i32', 'bf16', 'f16', 'int8'];
 
-/** Converts the elements: 16-bit formats round to nearest even, i32 truncates. */
+/** Converts the elements: 16-bit formats round to nearest even, i32 truncates, int8 has a scale for each row (last dimension). */
 export function cast(x: Tensor, dtype: DType): Tensor {
   expectThat(CASTS.includes(dtype), 'cast', `a dtype of ${CASTS.join(', ')}`, `${dtype}`, 'dtype');
   const { backend } = x;
   if (x.dtype === dtype) return x.reshape(...x.shape);
   if (x.dtype === 'f32' || dtype === 'f32') {
-    return Tensor.wrap(x.shape, dtype, backend.cast(x.storage, x.size, x.dtype, dtype), backend);
+    const storage = convert(x, dtype);
+    return Tensor.wrap(x.shape, dtype, storage, backend);
   }
-  const between = Tensor.wrap(x.shape, 'f32', backend.cast(x.storage, x.size, x.dtype, 'f32'), backend);
-  const y = Tensor.wrap(x.shape, dtype, backend.cast(between.storage, x.size, 'f32', dtype), backend);
+  const between = Tensor.wrap(x.shape, 'f32', convert(x, 'f32'), backend);
+  const y = Tensor.wrap(x.shape, dtype, convert(between, dtype), backend);
   between.dispose();
   return y;
+}
+
+function convert(x: Tensor, dtype: DType): Storage {
+  const { backend, storage } = x;
+  if (x.dtype !== 'int8' && dtype !== 'int8') return backend.cast(storage, x.size, x.dtype, dtype);
+  const { rows, columns } = rowsOf('cast', x);
+  return dtype === 'int8'
+    ? backend.quantizeRows(storage, rows, columns)
+    : backend.dequantizeRows(storage, rows, columns);
 }

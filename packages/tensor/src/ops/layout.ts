@@ -67,11 +67,11 @@ export function concat(parts: readonly Tensor[], axis: number): Tensor {
   return parts.length === 1 ? whole.reshape(...whole.shape) : whole;
 }
 
-/** Rows of a table `[rows, width]` (f32, bf16 or f16) by ids (i32, any shape): `[…ids, width]` in f32. */
+/** Rows of a table `[rows, width]` (f32, bf16, f16 or int8) by ids (i32, any shape): `[…ids, width]` in f32. */
 export function gatherRows(table: Tensor, ids: Tensor): Tensor {
   const backend = backendOf('gatherRows', table, ids);
   expectThat(table.rank === 2, 'gatherRows', 'a table [rows, width]', show(table.shape));
-  expectDType('gatherRows', 'table', table, 'f32', 'bf16', 'f16');
+  expectDType('gatherRows', 'table', table, 'f32', 'bf16', 'f16', 'int8');
   expectDType('gatherRows', 'ids', ids, 'i32');
   const [rows, width] = table.shape as [number, number];
   const y = backend.gatherRows(table.storage, table.dtype, ids.storage, ids.size, rows, width);

@@ -4,8 +4,8 @@ import { Tensor } from '../tensor.js';
 import { backendOf, expectDType, expectShape, show } from './check.js';
 
 /** Throws. Called when a check has failed, so that no message is made in vain: this op runs hundreds of times a step. */
-function refuse(expected: string, got: string): never {
-  throw new TensorError('shape', `matmul: expected ${expected}, got ${got}`);
+function refuse(expected: string, got: string, code = 'shape'): never {
+  throw new TensorError(code, `matmul: expected ${expected}, got ${got}`);
 }
 
 export interface MatmulOptions {
@@ -23,13 +23,16 @@ export interface MatmulOptions {
 
 /**
  * alpha · op(a) · op(b). Shapes `[…, m, k]` · `[…, k, n]` → `[…, m, n]`; the leading dimensions agree, or one operand is a
- * plain matrix shared by all. b may be stored in bf16 or f16. Throws on wrong shapes, dtypes or mixed backends.
+ * plain matrix shared by all. b may be stored in bf16, f16 or, transposed, in int8. Throws on wrong shapes, dtypes or mixed backends.
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
   const { transposeA = false, transposeB = false, alpha = 1, into, plus = [] } = options;
   const backend = into ? backendOf('matmul', a, b, into) : backendOf('matmul', a, b);
   expectDType('matmul', 'a', a, 'f32');
-  expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16');
+  expectDType('matmul', 'b', b, 'f32', 'bf16', 'f16', 'int8');
+  if (b.dtype === 'int8' && !(transposeB && b.rank === 2)) {
+    refuse("transposeB and one matrix with b of dtype int8, or cast(b, 'f32')", show(b.shape), 'dtype');
+  }
   if (a.rank < 2 || b.rank < 2) refuse('operands of rank 2 or more', `${show(a.shape)} and ${show(b.shape)}`);
   let m = a.shape[a.rank - (transposeA ? 1 : 2)]!;
   const k = a.shape[a.rank - (transposeA ? 2 : 1)]!;

@@ -30,6 +30,23 @@ export function write(y: Tensor, x: Tensor, axis: number, start: number): void {
   y.replaceStorage(backend.write(y.storage, x.storage, outer, n, inner, start, count));
 }
 
+/**
+ * Overwrites rows of y `[B, S, …]` with those of x `[B, T, …]`: row t of b goes to `positions[b, t]` (i32, below S, each at most
+ * once in a b). What `write` does where the place is only known on the device.
+ */
+export function writeRows(y: Tensor, x: Tensor, positions: Tensor): void {
+  const backend = backendOf('writeRows', y, x, positions);
+  expectDType('writeRows', 'y', y, 'f32');
+  expectDType('writeRows', 'x', x, 'f32');
+  expectDType('writeRows', 'positions', positions, 'i32');
+  const [B, S] = y.shape as [number, number];
+  const T = x.shape[1]!;
+  expectShape('writeRows', 'x', x, [B, T, ...y.shape.slice(2)]);
+  expectThat(positions.size === B * T, 'writeRows', `${B * T} positions`, show(positions.shape));
+  const { inner } = around(y.shape, 1);
+  y.replaceStorage(backend.writeRows(y.storage, x.storage, positions.storage, B, T, S, inner));
+}
+
 /** y ← y · factor, where factor is a tensor of one element. */
 export function scaleBy(y: Tensor, factor: Tensor): void {
   const backend = backendOf('scaleBy', y, factor);

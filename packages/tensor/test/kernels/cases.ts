@@ -15,13 +15,25 @@ import type {
   Storage,
   UnaryOp,
 } from '../../src/backend.js';
-import type { DType } from '../../src/dtype.js';
+import { convertHost, int8Parts } from '../../src/dtype.js';
+import type { DType, HostArray } from '../../src/dtype.js';
 import * as reference from './reference.js';
 import type { Numbers } from './reference.js';
 import type { Session } from './session.js';
 
 /** The kernels: all of a backend but its memory. */
-export const MEMORY = ['name', 'synchronous', 'upload', 'read', 'readSync', 'free', 'memory', 'resetPeak'] as const;
+export const MEMORY = [
+  'name',
+  'synchronous',
+  'upload',
+  'assign',
+  'capture',
+  'read',
+  'readSync',
+  'free',
+  'memory',
+  'resetPeak',
+] as const;
 export type KernelName = Exclude<keyof Backend, (typeof MEMORY)[number]>;
 
 /** A result on the backend; f32 unless said otherwise. */
@@ -226,9 +238,11 @@ EDGES.push(
   1.5 * 2 ** -134,
 );
 
-function castInput({ from, to, n, seed }: { from: DType; to: DType; n: number; seed: number }) {
+function castInput({ from, to, n, seed }: { from: DType; to: DType; n: number; seed: number }): HostArray {
   const next = random(seed);
   switch (from) {
+    case 'int8':
+      throw new Error('cast: rows of int8 have kernels of their own');
     case 'bf16':
     case 'f16':
       return Uint16Array.from({ length: n }, () => Math.floor((next() + 1) * 32768));
@@ -266,14 +280,20 @@ const permutations = fc
 
 const gather = fc.record({ count: size, rows: sizeFrom1, width: size, seed });
 
-/** A table in f32 or 16 bits, and its values. */
+/** A table of rows in f32, 16 bits or int8, and its values. */
 function table(
   seed: number,
   n: number,
-  dtype: 'f32' | 'bf16' | 'f16',
-): { data: Float32Array | Uint16Array; values: Numbers } {
+  dtype: 'f32' | 'bf16' | 'f16' | 'int8',
+  shape: readonly number[],
+): { data: HostArray; values: Numbers } {
   const values = floats(seed, n);
   if (dtype === 'f32') return { data: values, values };
+  if (dtype === 'int8') {
+    const data = convertHost(values, 'f32', 'int8', shape);
+    const { q, scales } = int8Parts(data, shape);
+    return { data, values: reference.dequantizeRows(q, scales, shape.at(-1)!) };
+  }
   const data = Uint16Array.from(values, (v) => reference.encode16(v, dtype));
   return { data, values: Array.from(data, (bits) => reference.decode16(bits, dtype)) };
 }
@@ -323,13 +343,15 @@ const matmulInput = fc
     transposeB: fc.boolean(),
     sharedA: fc.boolean(),
     sharedB: fc.boolean(),
-    dtypeB: fc.constantFrom('f32', 'bf16', 'f16'),
+    dtypeB: fc.constantFrom('f32', 'bf16', 'f16', 'int8'),
     alpha: fc.constantFrom(1, -0.5, 0.3),
     into: fc.boolean(),
     /** Depths of further products. */
     plus: fc.array(fc.constantFrom(0, 1, 3, 8, 16, 130), { maxLength: 2 }),
     seed,
   })
+  // int8 has its scales by rows of one transposed matrix
+  .map((i) => (i.dtypeB === 'int8' ? { ...i, transposeB: true, sharedB: true } : i))
   .map((i) => {
     const { batch, m, n, k, transposeA, transposeB, sharedA, sharedB, dtypeB, alpha, into, seed } = i;
     const strideA = sharedA ? 0 : m * k;
@@ -339,12 +361,12 @@ const matmulInput = fc
       ...i,
       spec,
       a: floats(seed, (sharedA ? 1 : batch) * m * k),
-      b: table(seed + 1, (sharedB ? 1 : batch) * k * n, dtypeB),
+      b: table(seed + 1, (sharedB ? 1 : batch) * k * n, dtypeB, [n, k]),
       c: into ? floats(seed + 2, batch * m * n) : undefined,
       plus: (batch === 1 ? i.plus : []).map((k, t) => ({
         spec: { ...spec, k, transposeA: false, transposeB: t === 0, dtypeB: t === 0 ? dtypeB : 'f32', alpha: t - 0.5 },
         a: floats(seed + 3 + t, m * k),
-        b: table(seed + 5 + t, k * n, t === 0 ? dtypeB : 'f32'),
+        b: table(seed + 5 + t, k * n, t === 0 ? dtypeB : 'f32', [n, k]),
       })),
     };
   });
@@ -519,6 +541,26 @@ export const cases: Record<KernelName, Case<unknown>> = {
     expected: ({ from, to, x }) => ({ y: { values: Array.from(x, (v) => castValue(v, from, to)) } }),
     relative: 0,
   }),
+  quantizeRows: kernel({
+    inputs: maybeEmptyMatrix.chain((i) =>
+      fc.constantFrom(0, 1, 1e-30, 1e30).map((m) => ({ ...i, m, x: floats(i.seed, i.rows * i.columns, times(m)) })),
+    ),
+    // read as the bytes they are: q that differ by the rounding of a tie fail, so the inputs have none
+    call: (backend, s, i) => ({
+      y: { storage: backend.quantizeRows(s.f32(i.x), i.rows, i.columns), dtype: 'int8' },
+    }),
+    expected: (i) => ({ y: { values: reference.quantizeRows(i.x, i.rows, i.columns) } }),
+    relative: 0,
+  }),
+  dequantizeRows: kernel({
+    inputs: maybeEmptyMatrix.map((i) => ({
+      ...i,
+      table: table(i.seed, i.rows * i.columns, 'int8', [i.rows, i.columns]),
+    })),
+    call: (backend, s, i) => ({ y: backend.dequantizeRows(s.upload(i.table.data, 'int8'), i.rows, i.columns) }),
+    expected: (i) => ({ y: { values: i.table.values, scale: TINY } }),
+    relative: 1e-7,
+  }),
 
   permute: kernel({
     inputs: fc.record({ shape: shape4, perm: permutations, seed }).map((i) => {
@@ -558,17 +600,19 @@ export const cases: Record<KernelName, Case<unknown>> = {
     relative: 0,
   }),
   gatherRows: kernel({
-    inputs: fc.record({ size: gather, dtype: fc.constantFrom('f32', 'bf16', 'f16') }).map(({ size: i, dtype }) => ({
-      ...i,
-      dtype,
-      table: table(i.seed, i.rows * i.width, dtype),
-      ids: ids(i.seed + 1, i.count, i.rows),
-    })),
+    inputs: fc
+      .record({ size: gather, dtype: fc.constantFrom('f32', 'bf16', 'f16', 'int8') })
+      .map(({ size: i, dtype }) => ({
+        ...i,
+        dtype,
+        table: table(i.seed, i.rows * i.width, dtype, [i.rows, i.width]),
+        ids: ids(i.seed + 1, i.count, i.rows),
+      })),
     call: (backend, s, i) => ({
       y: backend.gatherRows(s.upload(i.table.data, i.dtype), i.dtype, s.i32(i.ids), i.count, i.rows, i.width),
     }),
-    expected: (i) => ({ y: { values: reference.gatherRows(i.table.values, i.ids, i.width) } }),
-    relative: 0,
+    expected: (i) => ({ y: { values: reference.gatherRows(i.table.values, i.ids, i.width), scale: TINY } }),
+    relative: 1e-7,
   }),
   scatterAddRows: kernel({
     inputs: gather.map((i) => ({ ...i, dy: floats(i.seed, i.count * i.width), ids: ids(i.seed + 1, i.count, i.rows) })),
@@ -825,6 +869,26 @@ export const cases: Record<KernelName, Case<unknown>> = {
       y: backend.write(s.state(i.y), s.f32(i.x), i.outer, i.n, i.inner, i.start, i.count),
     }),
     expected: (i) => ({ y: { values: reference.write(i.y, i.x, i.outer, i.n, i.inner, i.start, i.count) } }),
+    relative: 0,
+  }),
+  writeRows: kernel({
+    inputs: fc
+      .record({ batch: small, T: small, extra: small, width: size, seed })
+      .map((i) => ({ ...i, S: i.T + i.extra }))
+      .map((i) => ({
+        ...i,
+        y: floats(i.seed, i.batch * i.S * i.width),
+        x: floats(i.seed + 1, i.batch * i.T * i.width),
+        // another order in each b, no place twice
+        positions: Int32Array.from(
+          { length: i.batch * i.T },
+          (_, n) => (i.S - (n % i.T) + 3 * Math.floor(n / i.T)) % i.S,
+        ),
+      })),
+    call: (backend, s, i) => ({
+      y: backend.writeRows(s.state(i.y), s.f32(i.x), s.i32(i.positions), i.batch, i.T, i.S, i.width),
+    }),
+    expected: (i) => ({ y: { values: reference.writeRows(i.y, i.x, i.positions, i.batch, i.T, i.S, i.width) } }),
     relative: 0,
   }),
   scaleBy: kernel({

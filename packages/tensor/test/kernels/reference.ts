@@ -122,6 +122,19 @@ export function encode16(x: number, dtype: 'bf16' | 'f16'): number {
   return sign | (below < above || (below === above && low % 2 === 0) ? low : high);
 }
 
+/** The bytes of int8: q, zeros up to a multiple of 4, scales in f32. */
+export function quantizeRows(x: Numbers, rows: number, columns: number): number[] {
+  const scales = Float32Array.from({ length: rows }, (_, r) =>
+    Math.max(0, ...each(columns, (c) => Math.abs(x[r * columns + c]!) / 127)),
+  );
+  const q = each(rows * columns, (i) => Math.round(x[i]! / scales[Math.floor(i / columns)]!) || 0);
+  return [...q, ...zeros((4 - (q.length % 4)) % 4), ...new Int8Array(scales.buffer)];
+}
+
+export function dequantizeRows(q: Numbers, scales: Numbers, columns: number): number[] {
+  return each(q.length, (i) => scales[Math.floor(i / columns)]! * q[i]!);
+}
+
 // ---- layout ----
 
 export function permute(x: Numbers, shape: Shape4, perm: Shape4): number[] {
@@ -416,6 +429,24 @@ export function write(
     for (let i = 0; i < count; i++)
       for (let c = 0; c < inner; c++) result[(o * n + start + i) * inner + c] = x[(o * count + i) * inner + c]!;
   return result;
+}
+
+export function writeRows(
+  y: Numbers,
+  x: Numbers,
+  positions: Numbers,
+  batch: number,
+  T: number,
+  S: number,
+  width: number,
+): number[] {
+  const out = Array.from(y);
+  for (let b = 0; b < batch; b++)
+    for (let t = 0; t < T; t++)
+      for (let c = 0; c < width; c++) {
+        out[(b * S + positions[b * T + t]!) * width + c] = x[(b * T + t) * width + c]!;
+      }
+  return out;
 }
 
 export function scaleBy(y: Numbers, factor: Numbers): number[] {

@@ -20,7 +20,7 @@ import type {
   Storage,
   UnaryOp,
 } from '../../backend.js';
-import { allocHost, convertHost, type DType, type HostArray } from '../../dtype.js';
+import { allocHost, convertHost, hostLength, int8Parts, type DType, type HostArray } from '../../dtype.js';
 import { TensorError } from '../../errors.js';
 import * as attention from './attention.js';
 import * as bits from './bits.js';
@@ -83,6 +83,11 @@ class GpuBackend implements Backend {
       throw new TensorError('asynchronous', `${this.name}: expected a synchronous backend for readSync; use read`);
     }
     return data.slice(0, length);
+  }
+
+  assign(x: Storage, data: HostArray, _dtype: DType): Storage {
+    this.#memory.storageOf(x).data = data.slice();
+    return x;
   }
 
   free(x: Storage): void {
@@ -184,6 +189,36 @@ class GpuBackend implements Backend {
     );
   }
 
+  quantizeRows(x: Storage, rowCount: number, columns: number): Storage {
+    const shape = [rowCount, columns];
+    const matrix = this.#view(x, columns, rowCount);
+    const scales = this.#gpu.run(rows.int8Scale, [rowCount], { columns }, matrix);
+    const q = this.#gpu.run(rows.int8Round, [columns, rowCount], {}, matrix, view(scales, rowCount));
+    const length = hostLength('int8', shape);
+    const packed = whenReady(q, (whole) =>
+      whenReady(scales, (scale) => {
+        const data = new Int8Array(length);
+        const parts = int8Parts(data, shape);
+        parts.q.set(whole);
+        parts.scales.set(scale);
+        return data;
+      }),
+    );
+    return this.#memory.allocate(packed, 'int8', length);
+  }
+
+  dequantizeRows(x: Storage, rowCount: number, columns: number): Storage {
+    return this.#store(this.#scaled(x, rowCount, columns), rowCount * columns);
+  }
+
+  /** The numbers that int8 data stands for. */
+  #scaled(x: Storage, rowCount: number, columns: number): Floats {
+    const parts = whenReady(this.#memory.dataOf(x), (data) => int8Parts(data as Int8Array, [rowCount, columns]));
+    const q = { data: whenReady(parts, (p) => toFloats(p.q)), size: [columns, rowCount] };
+    const scales = { data: whenReady(parts, (p) => p.scales), size: [rowCount] };
+    return this.#gpu.run(rows.scaleRows, [columns, rowCount], {}, q, scales);
+  }
+
   // ---- layout ----
 
   permute(x: Storage, shape: Shape4, perm: Shape4): Storage {
@@ -230,7 +265,9 @@ class GpuBackend implements Backend {
 
   gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage {
     const size = [width, count];
-    const found = this.#gpu.run(layout.gatherRows, size, {}, this.#view(table, width, rows), this.#view(ids, count));
+    const from =
+      dtype === 'int8' ? view(this.#scaled(table, rows, width), width, rows) : this.#view(table, width, rows);
+    const found = this.#gpu.run(layout.gatherRows, size, {}, from, this.#view(ids, count));
     return this.#store(is16(dtype) ? this.#decode({ data: found, size }, dtype) : found, count * width);
   }
 
@@ -394,8 +431,13 @@ class GpuBackend implements Backend {
     const total = batch * m * n;
     const [layersA, layersB] = [strideA === 0 ? 1 : batch, strideB === 0 ? 1 : batch];
     const viewA = transposeA ? this.#view(a, m, k, layersA) : this.#view(a, k, m, layersA);
-    const viewB = transposeB ? this.#view(b, k, n, layersB) : this.#view(b, n, k, layersB);
-    const floatB = is16(dtypeB) ? view(this.#decode(viewB, dtypeB), ...viewB.size) : viewB;
+    const sizeB = transposeB ? [k, n, layersB] : [n, k, layersB];
+    const floatB =
+      dtypeB === 'int8'
+        ? view(this.#scaled(b, n, k), ...sizeB)
+        : is16(dtypeB)
+          ? view(this.#decode(this.#view(b, ...sizeB), dtypeB), ...sizeB)
+          : this.#view(b, ...sizeB);
     const constants = { k, stepA: strideA === 0 ? 0 : 1, stepB: strideB === 0 ? 0 : 1 };
     const kernel = matmulKernels[`${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}`];
     const product = this.#gpu.run(kernel, [n, m, batch], constants, viewA, floatB, alpha);
@@ -525,6 +567,15 @@ class GpuBackend implements Backend {
     const columns = { start: start * inner, end: (start + count) * inner };
     const args = [this.#view(y, n * inner, outer), this.#view(x, count * inner, outer)] as const;
     return this.#replace(y, this.#gpu.run(layout.write, [n * inner, outer], columns, ...args));
+  }
+
+  writeRows(y: Storage, x: Storage, positions: Storage, batch: number, T: number, S: number, width: number): Storage {
+    const args = [
+      this.#view(y, width, batch * S),
+      this.#view(x, width, batch * T),
+      this.#view(positions, T, batch),
+    ] as const;
+    return this.#replace(y, this.#gpu.run(layout.writeRows, [width, batch * S], { T, S }, ...args));
   }
 
   scaleBy(y: Storage, factor: Storage, n: number): Storage {

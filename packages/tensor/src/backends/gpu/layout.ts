@@ -35,6 +35,18 @@ export function write(this: Thread<'start' | 'end'>, y: Matrix, x: Matrix): numb
   return y[this.thread.y][this.thread.x];
 }
 
+/** y[b, s, c] ← x[b, t, c] where positions[b, t] = s; rows without such a t stay. The cell is y = b·S + s, x = c. */
+export function writeRows(this: Thread<'T' | 'S'>, y: Matrix, x: Matrix, positions: Matrix): number {
+  const b = Math.floor((this.thread.y + 0.5) / this.constants.S);
+  let value = y[this.thread.y][this.thread.x];
+  for (let t = 0; t < this.constants.T; t++) {
+    if (positions[b][t] === this.thread.y - b * this.constants.S) {
+      value = x[b * this.constants.T + t][this.thread.x];
+    }
+  }
+  return value;
+}
+
 /** y[r, c] = a[r, c] in the first columns, then b[r, c − width of a] */
 export function concat(this: Thread<'widthA'>, a: Matrix, b: Matrix): number {
   if (this.thread.x < this.constants.widthA) {

@@ -173,3 +173,25 @@ export function crossEntropyGrad(this: Thread, dloss: Vector, logits: Matrix, la
   }
   return dloss[this.thread.y] * (Math.exp(logits[this.thread.y][this.thread.x] - lse[this.thread.y]) - target);
 }
+
+/** scale[r] = max |x[r, i]| / 127 */
+export function int8Scale(this: Thread<'columns'>, x: Matrix): number {
+  let largest = 0;
+  for (let i = 0; i < this.constants.columns; i++) {
+    largest = Math.max(largest, Math.abs(x[this.thread.x][i]));
+  }
+  return largest / 127;
+}
+
+/** q[r, c] = the whole number nearest to x[r, c] / scale[r] */
+export function int8Round(this: Thread, x: Matrix, scale: Vector): number {
+  if (scale[this.thread.y] > 0) {
+    return Math.floor(x[this.thread.y][this.thread.x] / scale[this.thread.y] + 0.5);
+  }
+  return 0;
+}
+
+/** y[r, c] = scale[r] · q[r, c] */
+export function scaleRows(this: Thread, q: Matrix, scale: Vector): number {
+  return scale[this.thread.y] * q[this.thread.y][this.thread.x];
+}

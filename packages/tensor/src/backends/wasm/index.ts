@@ -13,16 +13,18 @@ import type {
   MatmulSpec,
   MatmulTerm,
   MemoryInfo,
+  Recording,
   ReduceOp,
   SgdSpec,
   Shape4,
   Storage,
   UnaryOp,
 } from '../../backend.js';
-import { allocHost, bytesPerElement, convertHost } from '../../dtype.js';
+import { allocHost, bytesPerElement, convertHost, hostLength } from '../../dtype.js';
 import type { DType, HostArray } from '../../dtype.js';
 import { TensorError } from '../../errors.js';
 import { Allocator } from './allocator.js';
+import { Recorder } from './recorder.js';
 import { WasmRuntime } from './runtime.js';
 import type { WasmOptions } from './runtime.js';
 
@@ -61,6 +63,9 @@ const JOBS = {
   attentionFew: 28,
   crossEntropyUpdate: 29,
   squaredNorm: 30,
+  gatherRows: 31,
+  writeRows: 32,
+  dequantizeRows: 33,
 } as const;
 
 const UNARY: Partial<Record<UnaryOp, number>> = {
@@ -76,7 +81,7 @@ const UNARY: Partial<Record<UnaryOp, number>> = {
 };
 const UNARY_LOOP: Partial<Record<UnaryOp, (x: number) => number>> = { log: Math.log, tanh: Math.tanh };
 const BINARY: Record<BinaryOp, number> = { add: 0, sub: 1, mul: 2, div: 3, max: 4, min: 5 };
-const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2 };
+const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, int8: 3 };
 
 const BLOCK = 1024; // elements of an elementwise task (assembly/elementwise.ts)
 const TILE_ROWS = 6;
@@ -86,6 +91,7 @@ const TERM_SLOTS = 9;
 const QUERY_BLOCK = 96; // queries of an attention task, a multiple of TILE_ROWS
 const GRAD_BLOCK = 48; // queries whose scores the gradient of attention holds at once
 const FEW_QUERIES = 4; // so many read keys and values in place
+const FEW_ROWS = 4; // products with so many rows read the other operand in place
 
 /** Work below which a second thread costs more than it saves, in elements touched. */
 const WORTH = 16_384;
@@ -94,6 +100,8 @@ const rowGrain = (columns: number) => Math.max(1, Math.ceil(WORTH / Math.max(1, 
 /** A block of wasm memory. `at` is its address; a freed block has address 0. */
 interface Block extends Storage {
   at: number;
+  /** The recording it was made in, which keeps its memory. */
+  owner?: Recorder;
 }
 
 /** Creates a wasm backend with its own memory and threads. */
@@ -135,17 +143,48 @@ export class WasmBackend implements Backend {
 
   private alloc(elements: number, bytesEach = 4): Block {
     const bytes = elements * bytesEach;
+    const { recorder: owner } = this.runtime;
+    if (owner) {
+      const block = { at: owner.alloc(Allocator.rounded(bytes)), bytes: Allocator.rounded(bytes), owner };
+      this.made.push(block);
+      return block;
+    }
     const block: Block = { at: this.runtime.allocator.alloc(bytes), bytes: Allocator.rounded(bytes) };
-    this.liveBytes += block.bytes;
+    this.count(block.bytes);
+    return block;
+  }
+
+  private count(bytes: number): void {
+    this.liveBytes += bytes;
     this.liveBuffers++;
     if (this.liveBytes > this.peakBytes) this.peakBytes = this.liveBytes;
-    return block;
+  }
+
+  private discount(bytes: number): void {
+    this.liveBytes -= bytes;
+    this.liveBuffers--;
   }
 
   private at(x: Storage): number {
     const { at } = x as Block;
     if (at === 0) throw new TensorError('disposed', 'wasm: expected live memory, got memory that was freed');
+    if (this.runtime.recorder) this.note(x as Block, this.runtime.recorder);
     return at;
+  }
+
+  private note(block: Block, recorder: Recorder): void {
+    recorder.use(block.at);
+    if (block.owner !== recorder) this.inputs.add(block);
+  }
+
+  /** For kernels that are no job: they would be missing from a replay. */
+  private notRecorded(kernel: string): void {
+    if (this.runtime.recorder) {
+      throw new TensorError(
+        'capture',
+        `capture: expected kernels that can be recorded, got ${kernel}; call it before or after`,
+      );
+    }
   }
 
   private view(x: Storage, dtype: DType, length: number): HostArray {
@@ -161,6 +200,8 @@ export class WasmBackend implements Backend {
       case 'bf16':
       case 'f16':
         return new Uint16Array(buffer, at, length);
+      case 'int8':
+        return new Int8Array(buffer, at, length);
     }
   }
 
@@ -175,12 +216,14 @@ export class WasmBackend implements Backend {
   }
 
   upload(data: HostArray, dtype: DType): Storage {
+    this.notRecorded('upload');
     const block = this.alloc(data.length, bytesPerElement(dtype));
     this.view(block, dtype, data.length).set(data);
     return block;
   }
 
   readSync(x: Storage, dtype: DType, length: number): HostArray {
+    if (dtype === 'i32') return this.runtime.i32.slice(this.at(x) / 4, this.at(x) / 4 + length);
     const out = allocHost(dtype, length);
     out.set(this.view(x, dtype, length));
     return out;
@@ -190,12 +233,80 @@ export class WasmBackend implements Backend {
     return this.readSync(x, dtype, length);
   }
 
+  assign(x: Storage, data: HostArray, dtype: DType): Storage {
+    this.notRecorded('assign');
+    // small tensors are overwritten and read at every step of decoding: a view made for it would cost more than the copy
+    if (dtype === 'i32') this.runtime.i32.set(data as Int32Array, this.at(x) / 4);
+    else this.view(x, dtype, data.length).set(data);
+    return x;
+  }
+
   free(x: Storage): void {
     const block = x as Block;
-    this.runtime.allocator.free(this.at(block));
+    if (block.owner?.disposed) return;
+    if (block.owner) {
+      // its memory belongs to the recording, in which later commands may use it again
+      if (this.runtime.recorder === block.owner) block.owner.free(this.at(block));
+      else this.at(block);
+    } else {
+      this.runtime.allocator.free(this.at(block));
+      this.discount(block.bytes);
+    }
     block.at = 0;
-    this.liveBytes -= block.bytes;
-    this.liveBuffers--;
+  }
+
+  /** Storages from outside that the recording in progress reads or updates. */
+  private inputs = new Set<Block>();
+  /** Storages made in it. */
+  private made: Block[] = [];
+
+  capture(fn: () => void): Recording {
+    const { runtime } = this;
+    this.notRecorded('capture');
+    const recorder = new Recorder((bytes) => {
+      const at = runtime.allocator.alloc(bytes);
+      this.count(bytes);
+      return at;
+    });
+    const made: Block[] = (this.made = []);
+    const freeMemory = (): void => {
+      recorder.disposed = true;
+      for (const block of made) block.at = 0;
+      for (const [at, bytes] of recorder.memory) {
+        runtime.allocator.free(at);
+        this.discount(bytes);
+      }
+    };
+    runtime.recorder = recorder;
+    this.inputs = new Set();
+    try {
+      fn();
+    } catch (error) {
+      freeMemory();
+      throw error;
+    } finally {
+      runtime.recorder = undefined;
+    }
+    const inputs = [...this.inputs];
+    const list = runtime.writeCommands(recorder.commands);
+    const count = recorder.commands.length;
+    let live = true;
+    const refuse = (what: string): never => {
+      throw new TensorError('disposed', `replay: expected ${what}`);
+    };
+    return {
+      replay: () => {
+        if (!live) refuse('a live recording, got one that was disposed');
+        for (const input of inputs) if (input.at === 0) refuse('its inputs to live, got memory that was freed');
+        runtime.replay(list, count);
+      },
+      dispose: () => {
+        if (!live) return;
+        live = false;
+        runtime.allocator.free(list);
+        freeMemory();
+      },
+    };
   }
 
   memory(): MemoryInfo {
@@ -219,6 +330,7 @@ export class WasmBackend implements Backend {
 
   // ---- elementwise ----
   fill(n: number, value: number): Storage {
+    this.notRecorded('fill');
     const y = this.alloc(n);
     this.floats(y, n).fill(value);
     return y;
@@ -228,6 +340,7 @@ export class WasmBackend implements Backend {
     const y = this.result(n, [x]);
     const code = UNARY[op];
     if (code === undefined) {
+      this.notRecorded(op);
       const from = this.floats(x, n);
       const to = this.floats(y, n);
       const f = UNARY_LOOP[op]!;
@@ -257,6 +370,7 @@ export class WasmBackend implements Backend {
       this.runtime.run(JOBS.binary, count, rowGrain(columns));
       return y;
     }
+    this.notRecorded(`${op} over such strides`);
     const f = BINARY_LOOP[op];
     const [from, other, to] = [this.runtime.f32, this.runtime.f32, this.floats(y, n)];
     const [a0, b0] = [this.at(a) / 4, this.at(b) / 4];
@@ -289,13 +403,30 @@ export class WasmBackend implements Backend {
     if (from === 'bf16' && to === 'f32') {
       this.args(y.at, this.at(x), n).run(JOBS.fromBf16, Math.ceil(n / BLOCK), WORTH / BLOCK);
     } else {
+      this.notRecorded(`a cast from ${from} to ${to}`);
       this.view(y, to, n).set(convertHost(this.view(x, from, n), from, to));
     }
     return y;
   }
 
+  quantizeRows(x: Storage, rows: number, columns: number): Storage {
+    this.notRecorded('quantizeRows');
+    const shape = [rows, columns];
+    const length = hostLength('int8', shape);
+    const y = this.result(length, [x], 1);
+    this.view(y, 'int8', length).set(convertHost(this.floats(x, rows * columns), 'f32', 'int8', shape));
+    return y;
+  }
+
+  dequantizeRows(x: Storage, rows: number, columns: number): Storage {
+    const y = this.result(rows * columns, [x]);
+    this.args(y.at, this.at(x), 0, columns, TYPES.int8!, rows).run(JOBS.dequantizeRows, rows, rowGrain(columns));
+    return y;
+  }
+
   // ---- layout ----
   permute(x: Storage, shape: Shape4, perm: Shape4): Storage {
+    this.notRecorded('permute');
     const n = shape[0] * shape[1] * shape[2] * shape[3];
     const y = this.result(n, [x]);
     const strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
@@ -315,6 +446,7 @@ export class WasmBackend implements Backend {
 
   /** Copies `outer` runs of `run` floats, each operand advancing by its own step. */
   private copyRuns(to: number, toStep: number, from: number, fromStep: number, outer: number, run: number): void {
+    this.notRecorded('slice, concat and write');
     const { u8 } = this.runtime;
     for (let i = 0; i < outer; i++) {
       const at = from + i * fromStep * 4;
@@ -343,13 +475,8 @@ export class WasmBackend implements Backend {
 
   gatherRows(table: Storage, dtype: DType, ids: Storage, count: number, rows: number, width: number): Storage {
     const y = this.result(count * width, [table, ids]);
-    const index = this.ints(ids, count);
-    const to = this.floats(y, count * width);
-    const from = this.view(table, dtype, rows * width);
-    for (let i = 0; i < count; i++) {
-      const row = from.subarray(index[i]! * width, (index[i]! + 1) * width);
-      to.set(convertHost(row, dtype, 'f32'), i * width);
-    }
+    const call = this.args(y.at, this.at(table), this.at(ids), width, TYPES[dtype]!, rows);
+    call.run(JOBS.gatherRows, count, rowGrain(width));
     return y;
   }
 
@@ -369,6 +496,7 @@ export class WasmBackend implements Backend {
       this.args(y.at, this.at(x), n, inner);
       this.runtime.run(JOBS.sumColumns, outer * Math.ceil(inner / 4), rowGrain(4 * n));
     } else {
+      this.notRecorded(op);
       const from = this.floats(x, outer * n * inner);
       const to = this.floats(y, outer * inner).fill(-Infinity);
       for (let o = 0; o < outer; o++)
@@ -467,6 +595,30 @@ export class WasmBackend implements Backend {
   }
 
   // ---- matrix products and LLaMA ----
+  /** `matmul` of a few rows with stored weights, whose rows are read in place; further products follow one by one. */
+  private fewRows(
+    a: Storage,
+    b: Storage,
+    spec: MatmulSpec,
+    into: Storage | undefined,
+    plus: readonly MatmulTerm[],
+  ): Storage {
+    const { m, n, k } = spec;
+    for (const term of plus) {
+      this.at(term.a);
+      this.at(term.b);
+    }
+    const c = (into as Block | undefined) ?? this.result(m * n, [a, b]);
+    if (m * n > 0) {
+      this.runtime.ensureGemvScratch(m, k);
+      const call = this.args(this.at(c), this.at(a), this.at(b), m, n, k, TYPES[spec.dtypeB]!, into ? 1 : 0);
+      call.float(8, spec.alpha);
+      call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * m * k + 1))));
+    }
+    for (const term of plus) this.matmul(term.a, term.b, { ...spec, ...term }, c);
+    return c;
+  }
+
   /** Slots of one term. `columnsA` and `columnsB`: elements from one step of k to the next; 0 where k runs along rows. */
   private matmulTerm(
     first: number,
@@ -492,11 +644,13 @@ export class WasmBackend implements Backend {
 
   matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus: readonly MatmulTerm[] = []): Storage {
     const { batch, m, n, k, transposeA, transposeB, strideA, strideB } = spec;
+    if (m <= FEW_ROWS && batch === 1 && transposeB && !transposeA) return this.fewRows(a, b, spec, into, plus);
     for (const term of plus) {
       this.at(term.a);
       this.at(term.b);
     }
     const c = into ? (into as Block) : this.result(batch * m * n, [a, b]);
+    if (batch * m * n === 0) return c;
     const call = this.args(this.at(c), m, n, into ? 1 : 0);
     call.int(6, 1 + plus.length);
     call.int(7, strideA);
@@ -506,10 +660,6 @@ export class WasmBackend implements Backend {
     for (const term of plus) {
       first += TERM_SLOTS;
       this.matmulTerm(first, term.a, term.b, term.k, 0, term.transposeB ? 0 : n, term.dtypeB, term.alpha);
-    }
-    if (m === 1 && batch === 1 && transposeB && plus.length === 0) {
-      call.run(JOBS.gemv, Math.ceil(n / 4), Math.max(1, Math.ceil(32_768 / (4 * k + 1))));
-      return c;
     }
     // cut the longer side: each thread then packs its own part of it, and only the shorter operand twice
     const rows = m > n;
@@ -628,6 +778,12 @@ export class WasmBackend implements Backend {
     return y;
   }
 
+  writeRows(y: Storage, x: Storage, positions: Storage, batch: number, T: number, S: number, width: number): Storage {
+    const call = this.args(this.at(y), this.at(x), this.at(positions), T, S, width);
+    call.run(JOBS.writeRows, batch * T, rowGrain(width));
+    return y;
+  }
+
   scaleBy(y: Storage, factor: Storage, n: number): Storage {
     this.args(this.at(y), this.at(factor), n).run(JOBS.scaleBy, Math.ceil(n / BLOCK), WORTH / BLOCK);
     return y;
@@ -650,6 +806,7 @@ export class WasmBackend implements Backend {
     parts: readonly Part[],
     storages: (part: Part) => Storage[],
   ): { list: Block; blocks: number } {
+    this.notRecorded('a step of an optimiser');
     let blocks = 0;
     const words = parts.flatMap((part) => {
       const first = blocks;

@@ -8,6 +8,7 @@
 import { TensorError } from '../../errors.js';
 import { Allocator } from './allocator.js';
 import { relaxed, strict } from './binary.js';
+import type { Command, Recorder } from './recorder.js';
 
 export interface WasmOptions {
   /** Threads in all, the caller's included. Default: the machine's processors, at most 16. */
@@ -18,9 +19,11 @@ export interface WasmOptions {
 
 interface Exports {
   run(job: number, tasks: number, threads: number): void;
+  replay(list: number, count: number, threads: number): void;
   worker(): void;
   setup(): void;
   productScratch(): number;
+  gemvScratch(m: number, k: number): number;
   attentionScratch(keys: number, headDim: number): number;
   attentionGradScratch(keys: number, headDim: number, block: number): number;
 }
@@ -32,13 +35,15 @@ const SCRATCH_BYTES = 332;
 const MAY_WAIT = 336;
 const SPINS = 340;
 const ARGS = 384;
-const ARG_SLOTS = 64;
+const SLOTS = 48;
+const COMMAND = 4 + SLOTS; // of a recording, in words: see assembly/index.ts
 const HEAP = 8192;
 
 const PAGE = 65536;
 const INITIAL_PAGES = 256;
 const MAXIMUM_PAGES = 65536;
 const SPIN_ROUNDS = 30_000; // some 30 µs: longer than the gap between two kernels of a training step
+const AWAKE = 8;
 const MAX_THREADS = 64;
 
 interface NodeWorker {
@@ -58,6 +63,8 @@ export class WasmRuntime {
   readonly allocator: Allocator;
   private readonly exports: Exports;
   private readonly workers: { terminate(): unknown }[] = [];
+  /** Present while kernel calls are recorded. */
+  recorder: Recorder | undefined;
   private closed = false;
   private scratchBytes = 0;
   private scratchAt: number | undefined;
@@ -80,8 +87,8 @@ export class WasmRuntime {
       .exports as unknown as Exports;
     this.buffer = this.memory.buffer;
     this.renewViews();
-    this.argInts = new Int32Array(this.buffer, ARGS, ARG_SLOTS);
-    this.argFloats = new Float32Array(this.buffer, ARGS, ARG_SLOTS);
+    this.argInts = new Int32Array(this.buffer, ARGS, SLOTS);
+    this.argFloats = new Float32Array(this.buffer, ARGS, SLOTS);
     this.allocator = new Allocator(HEAP, INITIAL_PAGES * PAGE, (end) => this.grow(end));
     this.i32[MAY_WAIT >> 2] = node ? 1 : 0;
     this.i32[SPINS >> 2] = SPIN_ROUNDS;
@@ -103,6 +110,11 @@ export class WasmRuntime {
   /** The same for its gradient, with blocks of `block` queries. */
   ensureAttentionGradScratch(keys: number, headDim: number, block: number): void {
     this.ensureScratch(this.exports.attentionGradScratch(keys, headDim, block));
+  }
+
+  /** The same for the product of `m` rows of `k` with weights. */
+  ensureGemvScratch(m: number, k: number): void {
+    this.ensureScratch(this.exports.gemvScratch(m, k));
   }
 
   /** Makes sure that every thread has `bytes` of scratch. */
@@ -130,8 +142,27 @@ export class WasmRuntime {
   /** Runs a job whose arguments are set. Small work stays on the calling thread: `grain` tasks are worth a thread. */
   run(job: number, tasks: number, grain: number): void {
     if (tasks <= 0) return;
-    const threads = this.closed || tasks < 2 * grain ? 1 : this.threads;
-    this.exports.run(job, tasks, threads);
+    // the threads of a replay are awake: meeting them costs far less than a call on its own may
+    const worth = this.recorder ? Math.ceil(grain / AWAKE) : grain;
+    const shared = this.threads > 1 && tasks >= 2 * worth;
+    this.recorder?.add(job, tasks, shared, this.argInts.slice());
+    this.exports.run(job, tasks, shared && !this.closed ? this.threads : 1);
+  }
+
+  /** Writes commands where the threads can follow them; returns the address, which the caller frees. */
+  writeCommands(commands: readonly Command[]): number {
+    const at = this.allocator.alloc(commands.length * COMMAND * 4);
+    commands.forEach(({ job, tasks, shared, meet, args }, i) => {
+      const to = at / 4 + i * COMMAND;
+      this.i32.set([job, tasks, shared ? 1 : 0, meet ? 1 : 0], to);
+      this.i32.set(args, to + COMMAND - SLOTS);
+    });
+    return at;
+  }
+
+  /** Runs commands that `writeCommands` wrote. */
+  replay(at: number, count: number): void {
+    this.exports.replay(at, count, this.closed ? 1 : this.threads);
   }
 
   /** Waits until all workers have entered their loop: for measurements and tests. */
