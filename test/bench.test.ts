@@ -167,9 +167,10 @@ describe('the operations of a training step', () => {
     const run = await Finetuning.start('260K', 'lora', backend, { longest: length, checkpoint });
     let counted = 0;
     const matmul = backend.matmul.bind(backend);
-    backend.matmul = (a, b, spec: MatmulSpec, into) => {
-      counted += 2 * spec.batch * spec.m * spec.n * spec.k;
-      return matmul(a, b, spec, into);
+    backend.matmul = (a, b, spec: MatmulSpec, into, plus = []) => {
+      const depth = plus.reduce((sum, term) => sum + term.k, spec.k);
+      counted += 2 * spec.batch * spec.m * spec.n * depth;
+      return matmul(a, b, spec, into, plus);
     };
     const config = configOf('260K', length);
     await run.step(randomTokens(batch, length, config.vocabSize));
