@@ -13,9 +13,9 @@ export const NR: i32 = 8;
 /** Bytes of a row of a packed panel. */
 export const STEP_A: usize = <usize>MR << 2;
 export const STEP_B: usize = <usize>NR << 2;
-const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 144 KiB, in the level-2 cache
-const KC: i32 = 384; // largest depth of a block: a panel of B is KC·NR·4 = 12 KiB, in the level-1 cache
-const NC: i32 = 1024; // columns of B packed at once: 1.5 MiB
+const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 240 KiB, in the level-2 cache
+const KC: i32 = 640; // largest depth of a block: a panel of B is KC·NR·4 = 20 KiB, in the level-1 cache
+const NC: i32 = 1024; // columns of B packed at once: 2.5 MiB
 const RIDE: i32 = 128; // depth that later terms may add to a block: the rank of an adapter
 
 /** Scratch bytes of `gemm`: one packed block of A, one of B, one tile. */
