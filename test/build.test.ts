@@ -58,6 +58,15 @@ describe.each(packages)('the build of %s', (name) => {
   });
 });
 
+it('starts its threads in a process that runs code from the command line as a module', () => {
+  const { stdout, stderr, status } = node(`
+    const { createWasmBackend } = await import('@milora/tensor');
+    const backend = createWasmBackend({ threads: 3 });
+    await backend.ready();
+    console.log(backend.threads);`);
+  expect({ stdout, stderr, status }).toEqual({ stdout: '3\n', stderr: '', status: 0 });
+});
+
 it('trains with the built packages, and the process ends by itself', () => {
   const { stdout, status, stderr } = node(`
     import { Philox } from '@milora/tensor';

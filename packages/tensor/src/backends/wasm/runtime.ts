@@ -253,10 +253,13 @@ function startWorker(module: WebAssembly.Module, memory: WebAssembly.Memory): { 
   const data = { module, memory };
   const threads = nodeModule<{ Worker: new (code: string, options: object) => NodeWorker }>('node:worker_threads');
   if (threads) {
-    const worker = new threads.Worker(`const data = require('node:worker_threads').workerData; ${BODY}`, {
-      eval: true,
-      workerData: data,
-    });
+    const worker = new threads.Worker(
+      `const data = process.getBuiltinModule('node:worker_threads').workerData; ${BODY}`,
+      {
+        eval: true,
+        workerData: data,
+      },
+    );
     worker.unref();
     return worker;
   }
