@@ -475,9 +475,10 @@ function block(
     packB(packedB + (<usize>(at * NR) << 2), depth * NR, b, brs, bcs, deep, nc, type, scales);
     at += deep;
   }
-  // a narrow B is not worth packing A: whole tiles of it are read in place
+  // a narrow B is not worth packing A: whole tiles of it are read in place. It is the whole B that counts, not the part of a
+  // thread, since what is added to C is added in another order then
   const ars0 = <isize>int(first + 3);
-  const inPlace = last == t + 1 && int(first + 4) == 1 && nc <= 2 * NR && float(first + 8) == 1;
+  const inPlace = last == t + 1 && int(first + 4) == 1 && int(2) <= 2 * NR && float(first + 8) == 1;
   for (let i0 = 0; i0 < rows; i0 += MC) {
     const mc = min(MC, rows - i0);
     const direct = inPlace ? mc - (mc % MR) : 0;

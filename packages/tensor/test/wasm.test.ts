@@ -1,5 +1,6 @@
 /** The wasm backend's own promises: threads change nothing but the time, memory grows without loss, closing ends the threads. */
 import { readdirSync } from 'node:fs';
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import * as t from '../src/index.js';
 import { Philox, Tensor, createWasmBackend, scope } from '../src/index.js';
@@ -151,6 +152,37 @@ describe('threads', () => {
         });
       }
     }
+  });
+
+  // sizes around those at which a thread's share, but not the whole, is narrow enough for another way of computing
+  const side = fc.constantFrom(7, 16, 31, 32, 60, 64, 200, 1040);
+  const products = fc.record({
+    m: side,
+    n: side,
+    k: fc.constantFrom(64, 600, 700),
+    transposeA: fc.boolean(),
+    transposeB: fc.boolean(),
+    alpha: fc.constantFrom(1, 0.3),
+    added: fc.boolean(),
+    rank: fc.constantFrom(0, 8),
+  });
+
+  test('products of any shape have the same bits from 1, 2 and 4 threads', () => {
+    fc.assert(
+      fc.property(products, ({ m, n, k, transposeA, transposeB, alpha, added, rank }) => {
+        const bits = (backend: WasmBackend): HostArray =>
+          scope(() => {
+            const { f32 } = operandsOn(backend);
+            const [a, b] = [transposeA ? f32(k, m) : f32(m, k), transposeB ? f32(n, k) : f32(k, n)];
+            const plus = rank > 0 ? [{ a: f32(m, rank), b: f32(rank, n) }] : [];
+            const options = { transposeA, transposeB, alpha, plus, ...(added ? { into: f32(m, n) } : {}) };
+            return t.matmul(a, b, options).dataSync();
+          });
+        const expected = bits(one);
+        for (const backend of more) expect(difference(bits(backend), expected)).toBe(-1);
+      }),
+      { numRuns: 150 },
+    );
   });
 
   test('are as many as asked for', () => {
