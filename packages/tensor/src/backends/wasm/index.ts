@@ -604,10 +604,6 @@ export class WasmBackend implements Backend {
     plus: readonly MatmulTerm[],
   ): Storage {
     const { m, n, k } = spec;
-    for (const term of plus) {
-      this.at(term.a);
-      this.at(term.b);
-    }
     const c = (into as Block | undefined) ?? this.result(m * n, [a, b]);
     if (m * n > 0) {
       this.runtime.ensureGemvScratch(m, k);
@@ -644,12 +640,12 @@ export class WasmBackend implements Backend {
 
   matmul(a: Storage, b: Storage, spec: MatmulSpec, into?: Storage, plus: readonly MatmulTerm[] = []): Storage {
     const { batch, m, n, k, transposeA, transposeB, strideA, strideB } = spec;
-    if (m <= FEW_ROWS && batch === 1 && transposeB && !transposeA) return this.fewRows(a, b, spec, into, plus);
     for (const term of plus) {
       this.at(term.a);
       this.at(term.b);
     }
-    const c = into ? (into as Block) : this.result(batch * m * n, [a, b]);
+    if (m <= FEW_ROWS && batch === 1 && transposeB && !transposeA) return this.fewRows(a, b, spec, into, plus);
+    const c = (into as Block | undefined) ?? this.result(batch * m * n, [a, b]);
     if (batch * m * n === 0) return c;
     const call = this.args(this.at(c), m, n, into ? 1 : 0);
     call.int(6, 1 + plus.length);
