@@ -33,9 +33,9 @@ const rounded = cast(cast(weight, 'bf16'), 'f32');
 const [exact, near] = [await weight.data(), await rounded.data()];
 console.log(near.every((v, i) => Math.abs(v - exact[i]!) <= Math.abs(exact[i]!) / 256)); // → true
 
-// The thin SVD, descending, in float64: u [6, 4], s [4], vt [4, 4].
-const { u, s, vt } = svd(weight);
-console.log(u.shape, s.shape, vt.shape, s.dtype); // → [ 6, 4 ] [ 4 ] [ 4, 4 ] f64
+// The thin SVD, descending, in float64 on the host: u [6, 4], s [4], vt [4, 4].
+const { u, s, vt } = await svd(weight);
+console.log([u.rows, u.cols], s.length, [vt.rows, vt.cols]); // → [ 6, 4 ] 4 [ 4, 4 ]
 
 // The same code runs on the GPU.js backend, whose kernels are the readable definition of each op.
 const onGpu = Tensor.fromHost(await weight.toHost(), createGpuBackend('cpu'));
