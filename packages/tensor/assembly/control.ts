@@ -59,3 +59,10 @@ export function int(slot: usize): i32 {
 export function float(slot: usize): f32 {
   return load<f32>(args + (slot << 2));
 }
+
+/** A double in two slots, the first of which is even. */
+// @ts-ignore: decorator
+@inline
+export function double(slot: usize): f64 {
+  return load<f64>(args + (slot << 2));
+}

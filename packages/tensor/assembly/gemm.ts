@@ -29,7 +29,7 @@ export const I8: i32 = 3; // rows of whole numbers, then a scale for each
 
 // @ts-ignore: decorator
 @inline
-function half(bits: u32): f32 {
+export function half(bits: u32): f32 {
   // IEEE binary16 to binary32: shift the fields into place and rescale, which also covers subnormals
   const magic = reinterpret<f32>(<u32>(254 - 15) << 23);
   let value = reinterpret<u32>(reinterpret<f32>((bits & 0x7fff) << 13) * magic);

@@ -6,6 +6,7 @@ import * as attentionJobs from './attention';
 import {
   ARGS, ARRIVED, COUNT, EPOCH, JOB, LIST, MAY_WAIT, PENDING, READY, SLEEPERS, SPINS, TASKS, setArguments, setThread, thread,
 } from './control';
+import * as dense from './dense';
 import * as elementwise from './elementwise';
 import { gemm, productScratch } from './gemm';
 import { gemv, gemvScratch } from './gemv';
@@ -47,6 +48,10 @@ function work(job: i32, begin: i32, end: i32): void {
     case 31: return rows.gatherRows(begin, end);
     case 32: return rows.writeRows(begin, end);
     case 33: return rows.dequantizeRows(begin, end);
+    case 34: return dense.multiply(begin, end);
+    case 35: return dense.rowsTimes(begin, end);
+    case 36: return dense.reflectRows(begin, end);
+    case 37: return dense.jacobiRound(begin, end);
     default: unreachable();
   }
 }
@@ -168,6 +173,7 @@ export function worker(): void {
   }
 }
 
+export { denseScratch } from './dense';
 export { gemvScratch, productScratch };
 export { setup } from './exponential';
 export { attentionScratch, attentionGradScratch } from './attention';

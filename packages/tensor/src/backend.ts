@@ -14,6 +14,7 @@
  * - Shape letters: N elements, R rows, C columns, B batch, T query tokens, S key tokens, H query heads, G key/value heads, D head size.
  */
 import type { DType, HostArray } from './dtype.js';
+import type { Workspace } from './linalg/workspace.js';
 
 /** Memory owned by a backend. Opaque to everyone else. */
 export interface Storage {
@@ -134,6 +135,8 @@ export interface Backend {
   assign(x: Storage, data: HostArray, dtype: DType): Storage;
   free(x: Storage): void;
   memory(): MemoryInfo;
+  /** Memory and operations of linear algebra in float64 (src/linalg), where the backend has them; else they run on the host. */
+  workspace?(): Workspace;
   resetPeak(): void;
   /**
    * Runs `fn` as usual and records its kernel calls. A replay gives what `fn` would give if it were run again: on what is then in

@@ -4,14 +4,18 @@
  *
  * A pair (x, y) is rotated by the angle that makes x·y zero; what matters is the cosine |x·y| / (‖x‖‖y‖), never x·y
  * itself, and that is why tiny singular values come out with small *relative* error where the standard
- * bidiagonalisation only promises a small multiple of the largest. All pairs are visited row by row until a whole sweep
- * finds none to rotate; convergence is quadratic, and takes few sweeps when B is the triangular factor of a pivoted QR.
+ * bidiagonalisation only promises a small multiple of the largest. All pairs are visited, in blocks that can be worked on at
+ * the same time, until a whole sweep finds none to rotate; convergence is quadratic, and takes few sweeps when B is the
+ * triangular factor of a pivoted QR.
  *
  * Sources: Demmel & Veselić, Jacobi's method is more accurate than QR (1992); Drmač & Veselić, New fast and accurate
  * Jacobi SVD algorithm I–II (2008); Golub & Van Loan, Matrix Computations (4th ed.), §8.6.3.
  */
 import { TensorError } from '../errors.js';
 import { dot, norm, zeroMatrix, type Matrix } from './matrix.js';
+import { JACOBI_BLOCK, NEGLIGIBLE_SQUARE } from './rotations.js';
+import type { Steps } from './steps.js';
+import type { Workspace } from './workspace.js';
 
 /** B = jᵀ · diag(s) · w, in no particular order. */
 export interface JacobiResult {
@@ -24,104 +28,75 @@ export interface JacobiResult {
   sweeps: number;
 }
 
-/** Rows with a smaller squared norm count as zero: the cosine of such a pair cannot be computed any more. */
-const NEGLIGIBLE_SQUARE = 2 ** -960;
 const MOST_SWEEPS = 60;
+/** Sweeps that are expected, for the progress. */
+const USUAL_SWEEPS = 7;
 
 /**
  * Singular value decomposition of b `[k, n]` with k ≤ n. Expects entries far enough from overflow that the sum of all
  * squares is finite. Throws `no-convergence` after 60 sweeps (usual are 4 to 10).
  */
-export function jacobi(b: Matrix): JacobiResult {
-  const k = b.rows;
-  const n = b.cols;
-  const tolerance = Number.EPSILON * Math.max(8, Math.sqrt(n));
-
+export function* jacobi(b: Matrix, workspace: Workspace): Steps<JacobiResult> {
+  const { rows: k, cols: n } = b;
   // B and J side by side, so that one loop rotates both
-  const width = n + k;
-  const x = new Float64Array(k * width);
+  const x = workspace.matrix(k, n + k);
   for (let i = 0; i < k; i++) {
-    x.set(b.data.subarray(i * n, (i + 1) * n), i * width);
-    x[i * width + n + i] = 1;
+    x.data.set(b.data.subarray(i * n, (i + 1) * n), i * x.cols);
+    x.data[i * x.cols + n + i] = 1;
   }
-
-  const squares = new Float64Array(k);
-  let sweeps = 0;
-  for (let rotations = 1; rotations > 0; sweeps++) {
-    if (sweeps === MOST_SWEEPS) {
-      throw new TensorError('no-convergence', `jacobi: expected convergence in ${MOST_SWEEPS} sweeps, got none`);
-    }
-    for (let i = 0; i < k; i++) squares[i] = dot(x, i * width, i * width, n);
-    rotations = sweep(x, squares, k, n, width, tolerance);
-  }
-  return { ...separate(x, squares, k, n, width), sweeps };
-}
-
-/** Visits every pair of rows once and returns how many it rotated. */
-function sweep(x: Float64Array, squares: Float64Array, k: number, n: number, width: number, tolerance: number): number {
-  let rotations = 0;
-  for (let p = 0; p < k - 1; p++) {
-    for (let q = p + 1; q < k; q++) {
-      const pp = squares[p]!;
-      const qq = squares[q]!;
-      if (pp < NEGLIGIBLE_SQUARE || qq < NEGLIGIBLE_SQUARE) continue;
-      const pq = dot(x, p * width, q * width, n);
-      if (Math.abs(pq) <= tolerance * Math.sqrt(pp) * Math.sqrt(qq)) continue;
-
-      const tangent = tangentOf((qq - pp) / (2 * pq));
-      rotate(x, p * width, q * width, width, tangent);
-      squares[p] = squareAfter(x, p * width, n, pp, -tangent * pq);
-      squares[q] = squareAfter(x, q * width, n, qq, tangent * pq);
-      rotations++;
-    }
-  }
-  return rotations;
-}
-
-/** tan θ of the smaller of the two angles with cot 2θ = ζ that make a pair orthogonal. */
-function tangentOf(zeta: number): number {
-  const size = Math.abs(zeta);
-  // for large ζ the square would overflow
-  const tangent = size > 1e8 ? 0.5 / size : 1 / (size + Math.sqrt(1 + size * size));
-  return zeta < 0 ? -tangent : tangent;
+  const sweeps = yield* orthogonaliseRows(x, n, workspace);
+  const result = separate(x, n);
+  workspace.free(x);
+  return { ...result, sweeps };
 }
 
 /**
- * Rows at p and q ← (cos · row p − sin · row q, sin · row p + cos · row q), written as a change of both (Rutishauser): the
- * rounding of cos and sin then hardly lengthens the rows, and J stays orthogonal over thousands of rotations.
+ * Rotates the rows of x until their first n columns are orthogonal to each other: cosines up to ε·max(8, √n). Returns the number
+ * of sweeps, the last of which found nothing to rotate.
  */
-function rotate(x: Float64Array, p: number, q: number, width: number, tangent: number): void {
-  const cosine = 1 / Math.sqrt(1 + tangent * tangent);
-  const sine = cosine * tangent;
-  const half = sine / (1 + cosine); // the tangent of half the angle
-  for (let t = 0; t < width; t++) {
-    const xp = x[p + t]!;
-    const xq = x[q + t]!;
-    x[p + t] = xp - sine * (xq + half * xp);
-    x[q + t] = xq + sine * (xp - half * xq);
+export function* orthogonaliseRows(x: Matrix, n: number, workspace: Workspace): Steps<number> {
+  const tolerance = Number.EPSILON * Math.max(8, Math.sqrt(n));
+  const rounds = roundsOf(Math.ceil(x.rows / JACOBI_BLOCK));
+  for (let sweeps = 1; sweeps <= MOST_SWEEPS; sweeps++) {
+    let rotations = 0;
+    for (const [i, pairs] of rounds.entries()) {
+      yield { stage: 'jacobi', done: Math.min(0.99, (sweeps - 1 + i / rounds.length) / USUAL_SWEEPS) };
+      rotations += workspace.jacobiRound(x, n, pairs, tolerance);
+    }
+    if (rotations === 0) return sweeps;
   }
+  throw new TensorError('no-convergence', `jacobi: expected convergence in ${MOST_SWEEPS} sweeps, got none`);
 }
 
-/** The squared norm after a rotation changed it by `change`, from the entries where the subtraction loses digits. */
-function squareAfter(x: Float64Array, at: number, n: number, before: number, change: number): number {
-  const after = before + change;
-  return after > 0.01 * before ? after : dot(x, at, at, n);
+/**
+ * A sweep: every block with itself, then every two blocks once, in rounds of pairs that have no block in common (the
+ * tournament of Brent & Luk 1985: one block stays, the others go round).
+ */
+function roundsOf(blocks: number): number[][] {
+  const alone = Array.from({ length: blocks }, (_, p) => [p, p]).flat();
+  const rounds = [alone];
+  const seats = Array.from({ length: blocks + (blocks % 2) }, (_, p) => p);
+  for (let round = 1; round < seats.length; round++) {
+    const pairs: number[] = [];
+    for (let t = 0; t < seats.length / 2; t++) {
+      const [p, q] = [seats[t]!, seats[seats.length - 1 - t]!];
+      // with an odd number one rests
+      if (Math.max(p, q) < blocks) pairs.push(Math.min(p, q), Math.max(p, q));
+    }
+    if (pairs.length > 0) rounds.push(pairs);
+    seats.splice(1, 0, seats.pop()!);
+  }
+  return rounds;
 }
 
-/** Splits the rotated [B | J] into s, w and j. */
-function separate(
-  x: Float64Array,
-  squares: Float64Array,
-  k: number,
-  n: number,
-  width: number,
-): Omit<JacobiResult, 'sweeps'> {
-  const j = zeroMatrix(k, k);
+/** Splits the rotated [B | J], B of n columns, into s, w and j. */
+export function separate({ rows: k, cols: width, data: x }: Matrix, n: number): Omit<JacobiResult, 'sweeps'> {
+  const j = zeroMatrix(k, width - n);
   const w = zeroMatrix(k, n);
   const s = new Float64Array(k);
   for (let i = 0; i < k; i++) {
-    j.data.set(x.subarray(i * width + n, (i + 1) * width), i * k);
-    if (squares[i]! < NEGLIGIBLE_SQUARE) continue;
+    j.data.set(x.subarray(i * width + n, (i + 1) * width), i * j.cols);
+    if (dot(x, i * width, i * width, n) < NEGLIGIBLE_SQUARE) continue;
     s[i] = norm(x, i * width, n);
     for (let t = 0; t < n; t++) w.data[i * n + t] = x[i * width + t]! / s[i]!;
   }

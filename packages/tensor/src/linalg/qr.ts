@@ -10,6 +10,8 @@
  * Drmač & Bujanović, On the failure of rank-revealing QR factorization software (2008).
  */
 import { norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { runNow, type Steps } from './steps.js';
+import { HostWorkspace, viewOf, type Workspace } from './workspace.js';
 
 /** A = q · r: q `[m, k]` has orthonormal columns, r `[k, n]` is upper triangular with a diagonal ≥ 0; k = min(m, n). */
 export interface Qr {
@@ -24,29 +26,33 @@ export interface PivotedQr extends Qr {
 
 /** Thin QR factorisation of a `[m, n]` matrix. */
 export function qr(a: Matrix): Qr {
-  const { q, r } = factorise(a, false);
+  const { q, r } = runNow(factorise(a, new HostWorkspace(), false));
   return { q, r };
 }
 
 /** Thin QR factorisation with column pivoting: the diagonal of r does not increase. */
 export function qrPivoted(a: Matrix): PivotedQr {
-  return factorise(a, true);
+  return runNow(factorise(a, new HostWorkspace(), true));
 }
 
 /** Vectors shorter than this may have subnormal entries that matter. */
 const TINY = 2 ** -900;
 
-function factorise(a: Matrix, pivoting: boolean): PivotedQr {
+/** The same in a workspace; q and r are on the host. */
+export function* factorise(a: Matrix, workspace: Workspace, pivoting: boolean): Steps<PivotedQr> {
   const m = a.rows;
   const n = a.cols;
   const steps = Math.min(m, n);
-  const x = transposeMatrix(a).data; // column j is x[j m … j m + m − 1]; below the diagonal it ends as v
+  const columnsOfA = workspace.matrix(n, m);
+  const x = columnsOfA.data; // column j is x[j m … j m + m − 1]; below the diagonal it ends as v
+  x.set(transposeMatrix(a).data);
   const tau = new Float64Array(steps);
   const diagonal = new Float64Array(steps);
   const permutation = Int32Array.from({ length: n }, (_, j) => j);
   const remaining = pivoting ? new RemainingNorms(x, m, n) : undefined;
 
   for (let k = 0; k < steps; k++) {
+    if (k % 16 === 0) yield { stage: 'qr', done: (k / steps) * (2 - k / steps) };
     if (remaining) {
       const pivot = remaining.largest(k);
       swapStretches(x, k * m, pivot * m, m);
@@ -57,10 +63,8 @@ function factorise(a: Matrix, pivoting: boolean): PivotedQr {
     tau[k] = reflector(x, at, m - k);
     diagonal[k] = x[at]!;
     x[at] = 1; // v's first entry, while it is applied
-    for (let j = k + 1; j < n; j++) {
-      reflect(x, at, tau[k]!, x, j * m + k, m - k);
-      remaining?.drop(j, k);
-    }
+    workspace.reflectRows(viewOf(columnsOfA, k + 1, k), viewOf(columnsOfA, k, k, 1), tau[k]!);
+    if (remaining) for (let j = k + 1; j < n; j++) remaining.drop(j, k);
   }
 
   const r = zeroMatrix(steps, n);
@@ -70,17 +74,20 @@ function factorise(a: Matrix, pivoting: boolean): PivotedQr {
   }
 
   // Q's columns, contiguous: the reflections applied, last first, to the first unit vectors
-  const columns = zeroMatrix(steps, m);
+  const columns = workspace.matrix(steps, m);
   for (let k = steps - 1; k >= 0; k--) {
     columns.data[k * m + k] = 1;
-    for (let j = k; j < steps; j++) reflect(x, k * m + k, tau[k]!, columns.data, j * m + k, m - k);
+    workspace.reflectRows(viewOf(columns, k, k), viewOf(columnsOfA, k, k, 1), tau[k]!);
   }
   for (let k = 0; k < steps; k++) {
     if (diagonal[k]! >= 0) continue;
     for (let j = k; j < n; j++) r.data[k * n + j] = -r.data[k * n + j]!;
     for (let i = 0; i < m; i++) columns.data[k * m + i] = -columns.data[k * m + i]!;
   }
-  return { q: transposeMatrix(columns), r, permutation };
+  const q = transposeMatrix(columns);
+  workspace.free(columns);
+  workspace.free(columnsOfA);
+  return { q, r, permutation };
 }
 
 /**
@@ -97,21 +104,6 @@ function reflector(x: Float64Array, at: number, length: number): number {
   for (let i = at + 1; i < at + length; i++) x[i] = x[i]! / (first - beta);
   x[at] = beta / scale;
   return (beta - first) / beta;
-}
-
-/** y ← (I − τ v vᵀ) y for v at `from` in `v` and y at `at` in `y`. */
-function reflect(v: Float64Array, from: number, tau: number, y: Float64Array, at: number, length: number): void {
-  if (tau === 0) return;
-  let s0 = 0;
-  let s1 = 0;
-  let i = 0;
-  for (; i + 2 <= length; i += 2) {
-    s0 += v[from + i]! * y[at + i]!;
-    s1 += v[from + i + 1]! * y[at + i + 1]!;
-  }
-  if (i < length) s0 += v[from + i]! * y[at + i]!;
-  const factor = tau * (s0 + s1);
-  for (i = 0; i < length; i++) y[at + i] = y[at + i]! - factor * v[from + i]!;
 }
 
 /** Norms of what is left of each column below the rows already reduced. */

@@ -11,10 +11,14 @@
  * Source: Drmač & Veselić, New fast and accurate Jacobi SVD algorithm I–II (2008); for the order of the rows, Cox &
  * Higham, Stability of Householder QR factorization for weighted least squares problems (1998).
  */
+import { getBackend } from '../context.js';
 import { TensorError } from '../errors.js';
+import type { Backend } from '../backend.js';
 import { jacobi } from './jacobi.js';
-import { multiplyMatrices, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
-import { qrPivoted } from './qr.js';
+import { transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { factorise } from './qr.js';
+import { part, runNow, type Steps } from './steps.js';
+import { HostWorkspace, viewOf, type Workspace } from './workspace.js';
 
 /** A = u · diag(s) · vt with k = min(m, n): u `[m, k]`, s `[k]` descending, vt `[k, n]`. */
 export interface Svd {
@@ -33,9 +37,24 @@ const SCALED_EXPONENT = 480;
  * naming the first.
  */
 export function svdMatrix(a: Matrix): Svd {
+  const workspace = openWorkspace();
+  try {
+    return runNow(jacobiSvd(a, workspace));
+  } finally {
+    workspace.close();
+  }
+}
+
+/** The backend's workspace, or one on the host. */
+export function openWorkspace(backend: Backend = getBackend()): Workspace {
+  return backend.workspace?.() ?? new HostWorkspace();
+}
+
+/** The same in steps. */
+export function* jacobiSvd(a: Matrix, workspace: Workspace): Steps<Svd> {
   const largest = largestEntry(a);
   const tall = a.rows >= a.cols;
-  const { u, s, vt } = decomposeTall(tall ? a : transposeMatrix(a), largest);
+  const { u, s, vt } = yield* decomposeTall(tall ? a : transposeMatrix(a), largest, workspace);
   const out = tall ? { u, s, vt } : { u: transposeMatrix(vt), s, vt: transposeMatrix(u) };
   fixSigns(out);
   return out;
@@ -55,7 +74,7 @@ function largestEntry(a: Matrix): number {
   return largest;
 }
 
-function decomposeTall(a: Matrix, largest: number): Svd {
+function* decomposeTall(a: Matrix, largest: number, workspace: Workspace): Steps<Svd> {
   const m = a.rows;
   const n = a.cols;
   const shift = largest > 0 ? SCALED_EXPONENT - Math.floor(Math.log2(largest)) : 0;
@@ -64,8 +83,8 @@ function decomposeTall(a: Matrix, largest: number): Svd {
   for (let i = 0; i < m; i++) sorted.data.set(a.data.subarray(rowOrder[i]! * n, (rowOrder[i]! + 1) * n), i * n);
   scaleByPowerOfTwo(sorted.data, shift);
 
-  const { q, r, permutation } = qrPivoted(sorted);
-  const { j, s, w } = jacobi(r);
+  const { q, r, permutation } = yield* part(factorise(sorted, workspace, true), 0, 0.1);
+  const { j, s, w } = yield* part(jacobi(r, workspace), 0.1, 1);
   scaleByPowerOfTwo(s, -shift);
 
   const order = Array.from(s.keys()).sort((x, y) => s[y]! - s[x]!);
@@ -77,10 +96,19 @@ function decomposeTall(a: Matrix, largest: number): Svd {
       vt.data[to * n + permutation[i]!] = w.data[from * n + i]!;
     }
   });
-  const sortedU = multiplyMatrices(q, jt);
+  const sortedU = product(q, jt, workspace);
   const u = zeroMatrix(m, n);
   for (let i = 0; i < m; i++) u.data.set(sortedU.data.subarray(i * n, (i + 1) * n), rowOrder[i]! * n);
   return { u, s: Float64Array.from(order, (from) => s[from]!), vt };
+}
+
+function product(a: Matrix, b: Matrix, workspace: Workspace): Matrix {
+  const [x, y] = [a, b].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
+  const c = workspace.matrix(a.rows, b.cols);
+  workspace.multiply(viewOf(c), x!, y!);
+  const out = { ...c, data: c.data.slice() };
+  for (const m of [x!, y!, c]) workspace.free(m);
+  return out;
 }
 
 /** Row indices, those with the largest entries first. */

@@ -9,6 +9,7 @@ import { convertHost, type DType, type HostArray } from '../dtype.js';
 import { TensorError } from '../errors.js';
 import type { HostTensor } from '../host.js';
 import { zeroMatrix, type Matrix } from './matrix.js';
+import { rotateBlocks } from './rotations.js';
 
 /** Types of weights: what can be decomposed. */
 export const DECOMPOSABLE: readonly DType[] = ['f32', 'f64', 'bf16', 'f16'];
@@ -57,12 +58,12 @@ export interface Workspace {
   /** Every row of a, which is contiguous f64, becomes row − tau · (row · v) · v: a Householder reflection. v: `[1, cols]`. */
   reflectRows(a: View, v: View, tau: number): void;
   /**
-   * One round of one-sided Jacobi: for each pair (p, q) of row blocks, the rows of both are rotated against each other once.
-   * Inner products are those of the first `n` columns of x; all columns are rotated. `blocks` holds the pairs; block p is rows
-   * `p·size` to `(p + 1)·size − 1` of x, those beyond the last row missing. Pairs of one round have no block in common. Cosines up
-   * to `tolerance` count as zero. Returns the number of rotations.
+   * Part of a sweep of one-sided Jacobi. The rows of x come in blocks of `JACOBI_BLOCK`; for each pair of blocks (p, q) every row
+   * of p is rotated against every row of q, or against the later rows of p when p = q. Inner products are those of the first `n`
+   * columns; all columns are rotated. `pairs` is p₀, q₀, p₁, q₁, …: no block may be in two pairs. Cosines up to `tolerance` count as
+   * zero. Returns the number of rotations.
    */
-  jacobiRound(x: Matrix, n: number, blocks: readonly number[], size: number, tolerance: number): number;
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number;
 }
 
 /** Plain loops in host memory: the definition of every operation. */
@@ -111,8 +112,8 @@ export class HostWorkspace implements Workspace {
     }
   }
 
-  jacobiRound(_x: Matrix, _n: number, _blocks: readonly number[], _size: number, _tolerance: number): number {
-    throw new TensorError('unsupported', 'jacobiRound: not written yet');
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number {
+    return rotateBlocks(x, n, pairs, tolerance);
   }
 }
 

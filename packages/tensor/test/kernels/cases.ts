@@ -32,6 +32,7 @@ export const MEMORY = [
   'readSync',
   'free',
   'memory',
+  'workspace',
   'resetPeak',
 ] as const;
 export type KernelName = Exclude<keyof Backend, (typeof MEMORY)[number]>;

@@ -23,10 +23,12 @@ import type {
 import { allocHost, bytesPerElement, convertHost, hostLength } from '../../dtype.js';
 import type { DType, HostArray } from '../../dtype.js';
 import { TensorError } from '../../errors.js';
+import type { Workspace } from '../../linalg/workspace.js';
 import { Allocator } from './allocator.js';
 import { Recorder } from './recorder.js';
 import { WasmRuntime } from './runtime.js';
 import type { WasmOptions } from './runtime.js';
+import { WasmWorkspace } from './workspace.js';
 
 export type { WasmOptions } from './runtime.js';
 
@@ -253,6 +255,24 @@ export class WasmBackend implements Backend {
       this.discount(block.bytes);
     }
     block.at = 0;
+  }
+
+  workspace(): Workspace {
+    this.notRecorded('linear algebra');
+    const sizes = new Map<number, number>();
+    return new WasmWorkspace(this.runtime, {
+      alloc: (bytes) => {
+        const at = this.runtime.allocator.alloc(bytes);
+        sizes.set(at, Allocator.rounded(bytes));
+        this.count(sizes.get(at)!);
+        return at;
+      },
+      free: (at) => {
+        this.runtime.allocator.free(at);
+        this.discount(sizes.get(at)!);
+        sizes.delete(at);
+      },
+    });
   }
 
   /** Storages from outside that the recording in progress reads or updates. */

@@ -23,6 +23,7 @@ interface Exports {
   worker(): void;
   setup(): void;
   productScratch(): number;
+  denseScratch(): number;
   gemvScratch(m: number, k: number): number;
   attentionScratch(keys: number, headDim: number): number;
   attentionGradScratch(keys: number, headDim: number, block: number): number;
@@ -70,6 +71,7 @@ export class WasmRuntime {
   private scratchAt: number | undefined;
   private readonly argInts: Int32Array;
   private readonly argFloats: Float32Array;
+  private readonly argDoubles: Float64Array;
   private buffer: ArrayBufferLike;
   /** Views of the whole memory, renewed when it grows. */
   f32!: Float32Array;
@@ -89,6 +91,7 @@ export class WasmRuntime {
     this.renewViews();
     this.argInts = new Int32Array(this.buffer, ARGS, SLOTS);
     this.argFloats = new Float32Array(this.buffer, ARGS, SLOTS);
+    this.argDoubles = new Float64Array(this.buffer, ARGS, SLOTS / 2);
     this.allocator = new Allocator(HEAP, INITIAL_PAGES * PAGE, (end) => this.grow(end));
     this.i32[MAY_WAIT >> 2] = node ? 1 : 0;
     this.i32[SPINS >> 2] = SPIN_ROUNDS;
@@ -117,6 +120,11 @@ export class WasmRuntime {
     this.ensureScratch(this.exports.gemvScratch(m, k));
   }
 
+  /** The same for linear algebra in double precision. */
+  ensureDenseScratch(): void {
+    this.ensureScratch(this.exports.denseScratch());
+  }
+
   /** Makes sure that every thread has `bytes` of scratch. */
   ensureScratch(bytes: number): void {
     if (bytes <= this.scratchBytes) return;
@@ -137,6 +145,11 @@ export class WasmRuntime {
 
   float(slot: number, value: number): void {
     this.argFloats[slot] = value;
+  }
+
+  /** A double takes two slots, the first of which is even. */
+  double(slot: number, value: number): void {
+    this.argDoubles[slot / 2] = value;
   }
 
   /** Runs a job whose arguments are set. Small work stays on the calling thread: `grain` tasks are worth a thread. */

@@ -1,0 +1,424 @@
+/**
+ * Linear algebra in double precision: products, products with a vector, reflections and Jacobi rotations of rows.
+ *
+ * The product is that of gemm.ts with tiles of 6 × 4 doubles, so the comments on tiles there hold here as well. Operands may be
+ * f32, bf16 or f16: they are widened while they are packed. Every element of C is summed up in the same order wherever the matrix
+ * is cut.
+ */
+import { double, int, ptr, scratch } from './control';
+import { F32, BF16, half } from './gemm';
+
+const MR: i32 = 6;
+const NR: i32 = 4;
+const STEP_A: usize = <usize>MR << 3;
+const STEP_B: usize = <usize>NR << 3;
+const MC: i32 = 96; // rows of A packed at once: MC·KC·8 = 240 KiB, in the level-2 cache
+const KC: i32 = 320; // depth of a block: a panel of A is KC·MR·8 = 15 KiB, one of B 10 KiB, in the level-1 cache
+const NC: i32 = 1024; // columns of B packed at once: 2.5 MiB
+const F64: i32 = 4;
+const STRIP: i32 = 16; // columns of a task of a lower triangle
+
+/** Scratch bytes of `product64`: one packed block of A, one of B, one tile. */
+export function denseScratch(): usize {
+  return <usize>((MC + NC) * KC + MR * NR) << 3;
+}
+
+// @ts-ignore: decorator
+@inline
+function madd64(a: v128, b: v128, c: v128): v128 {
+  // @ts-ignore: RELAXED comes from the command line of the compiler
+  if (RELAXED) return f64x2.relaxed_madd(a, b, c);
+  return f64x2.add(f64x2.mul(a, b), c);
+}
+
+// @ts-ignore: decorator
+@inline
+function sum2(v: v128): f64 {
+  return f64x2.extract_lane(v, 0) + f64x2.extract_lane(v, 1);
+}
+
+/** Numbers of a type as doubles; bf16 and f16 go by the names of the integers of their size, u16 and i16. */
+// @ts-ignore: decorator
+@inline
+function load1<T>(p: usize): f64 {
+  if (isFloat<T>()) return <f64>load<T>(p);
+  const bits = <u32>load<u16>(p);
+  return <f64>(isSigned<T>() ? half(bits) : reinterpret<f32>(bits << 16));
+}
+
+/** Two neighbours. */
+// @ts-ignore: decorator
+@inline
+function load2<T>(p: usize): v128 {
+  if (isFloat<T>()) return sizeof<T>() == 8 ? v128.load(p) : f64x2.promote_low_f32x4(v128.load64_zero(p));
+  return f64x2.replace_lane(f64x2.splat(load1<T>(p)), 1, load1<T>(p + 2));
+}
+
+/**
+ * Panels [side][depth] of a matrix whose lines lie side by side: `along` is the step from one of the panel's lines to the next, `down`
+ * that along the depth, in elements. Lines beyond the last are zero.
+ */
+function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32, sign: f64): void {
+  const bytes = <usize>side << 3, panel = <usize>depth * bytes, width = <isize>sizeof<T>();
+  const signs = f64x2.splat(sign);
+  let i = 0;
+  if (along == 1) {
+    // four panels at a time, so that a line of the cache is read whole
+    while (i + side <= lines) {
+      const group = min(4, (lines - i) / side);
+      let source = from + <isize>i * width;
+      for (let k = 0; k < depth; k++) {
+        let p = to + <usize>k * bytes, at = source;
+        for (let q = 0; q < group; q++) {
+          v128.store(p, f64x2.mul(load2<T>(at), signs));
+          v128.store(p, f64x2.mul(load2<T>(at + 2 * width), signs), 16);
+          if (side == MR) v128.store(p, f64x2.mul(load2<T>(at + 4 * width), signs), 32);
+          p += panel;
+          at += <isize>side * width;
+        }
+        source += down * width;
+      }
+      to += <usize>group * panel;
+      i += group * side;
+    }
+  }
+  for (; i < lines; i += side) {
+    const live = min(side, lines - i);
+    for (let r = 0; r < side; r++) {
+      let p = to + (<usize>r << 3), at = from + <isize>(i + r) * along * width;
+      const step = r < live ? down * width : 0;
+      const factor = r < live ? sign : 0;
+      if (r >= live) at = from; // what is there is finite, or the product is not
+      for (let k = 0; k < depth; k++, p += bytes, at += step) store<f64>(p, load1<T>(at) * factor);
+    }
+    to += panel;
+  }
+}
+
+function pack(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32, type: i32, sign: f64): void {
+  if (type == F64) packAs<f64>(to, from, along, down, lines, depth, side, sign);
+  else if (type == F32) packAs<f32>(to, from, along, down, lines, depth, side, sign);
+  else if (type == BF16) packAs<u16>(to, from, along, down, lines, depth, side, sign);
+  else packAs<i16>(to, from, along, down, lines, depth, side, sign);
+}
+
+/** One 6 × 4 tile, added to what C holds. Row k of the panels lies at a + k·stepA and b + k·32. */
+function tile(depth: i32, a: usize, stepA: usize, b: usize, c: usize, ldc: usize): void {
+  const q1 = c + ldc, q2 = q1 + ldc, q3 = q2 + ldc, q4 = q3 + ldc, q5 = q4 + ldc;
+  let c00 = v128.load(c), c01 = v128.load(c, 16), c10 = v128.load(q1), c11 = v128.load(q1, 16);
+  let c20 = v128.load(q2), c21 = v128.load(q2, 16), c30 = v128.load(q3), c31 = v128.load(q3, 16);
+  let c40 = v128.load(q4), c41 = v128.load(q4, 16), c50 = v128.load(q5), c51 = v128.load(q5, 16);
+  for (let k = 0; k < depth; k++) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load64_splat(a);
+    c00 = madd64(x, b0, c00); c01 = madd64(x, b1, c01);
+    x = v128.load64_splat(a, 8);
+    c10 = madd64(x, b0, c10); c11 = madd64(x, b1, c11);
+    x = v128.load64_splat(a, 16);
+    c20 = madd64(x, b0, c20); c21 = madd64(x, b1, c21);
+    x = v128.load64_splat(a, 24);
+    c30 = madd64(x, b0, c30); c31 = madd64(x, b1, c31);
+    x = v128.load64_splat(a, 32);
+    c40 = madd64(x, b0, c40); c41 = madd64(x, b1, c41);
+    x = v128.load64_splat(a, 40);
+    c50 = madd64(x, b0, c50); c51 = madd64(x, b1, c51);
+    a += stepA;
+    b += STEP_B;
+  }
+  v128.store(c, c00); v128.store(c, c01, 16); c += ldc;
+  v128.store(c, c10); v128.store(c, c11, 16); c += ldc;
+  v128.store(c, c20); v128.store(c, c21, 16); c += ldc;
+  v128.store(c, c30); v128.store(c, c31, 16); c += ldc;
+  v128.store(c, c40); v128.store(c, c41, 16); c += ldc;
+  v128.store(c, c50); v128.store(c, c51, 16);
+}
+
+/** The same with rows of A in place that run along k: row r starts at a + r·lda. */
+function tileRows(depth: i32, a: usize, lda: usize, b: usize, c: usize, ldc: usize): void {
+  const q1 = c + ldc, q2 = q1 + ldc, q3 = q2 + ldc, q4 = q3 + ldc, q5 = q4 + ldc;
+  let c00 = v128.load(c), c01 = v128.load(c, 16), c10 = v128.load(q1), c11 = v128.load(q1, 16);
+  let c20 = v128.load(q2), c21 = v128.load(q2, 16), c30 = v128.load(q3), c31 = v128.load(q3, 16);
+  let c40 = v128.load(q4), c41 = v128.load(q4, 16), c50 = v128.load(q5), c51 = v128.load(q5, 16);
+  let a1 = a + lda, a2 = a1 + lda, a3 = a2 + lda, a4 = a3 + lda, a5 = a4 + lda;
+  for (let k = 0; k < depth; k++) {
+    const b0 = v128.load(b), b1 = v128.load(b, 16);
+    let x = v128.load64_splat(a);
+    c00 = madd64(x, b0, c00); c01 = madd64(x, b1, c01);
+    x = v128.load64_splat(a1);
+    c10 = madd64(x, b0, c10); c11 = madd64(x, b1, c11);
+    x = v128.load64_splat(a2);
+    c20 = madd64(x, b0, c20); c21 = madd64(x, b1, c21);
+    x = v128.load64_splat(a3);
+    c30 = madd64(x, b0, c30); c31 = madd64(x, b1, c31);
+    x = v128.load64_splat(a4);
+    c40 = madd64(x, b0, c40); c41 = madd64(x, b1, c41);
+    x = v128.load64_splat(a5);
+    c50 = madd64(x, b0, c50); c51 = madd64(x, b1, c51);
+    a += 8; a1 += 8; a2 += 8; a3 += 8; a4 += 8; a5 += 8;
+    b += STEP_B;
+  }
+  v128.store(c, c00); v128.store(c, c01, 16); c += ldc;
+  v128.store(c, c10); v128.store(c, c11, 16); c += ldc;
+  v128.store(c, c20); v128.store(c, c21, 16); c += ldc;
+  v128.store(c, c30); v128.store(c, c31, 16); c += ldc;
+  v128.store(c, c40); v128.store(c, c41, 16); c += ldc;
+  v128.store(c, c50); v128.store(c, c51, 16);
+}
+
+/** Copies part of a tile. */
+function copyTile(to: usize, ldt: usize, from: usize, ldf: usize, high: i32, wide: i32): void {
+  for (let r = 0; r < high; r++) {
+    for (let q: usize = 0; q < <usize>wide << 3; q += 8) store<f64>(to + q, load<f64>(from + q));
+    to += ldt;
+    from += ldf;
+  }
+}
+
+// ---- C ← C ± A·B ----
+// Slots: 0 c, 1 elements from one row of C to the next, 2 m, 3 n, 4 k, 5 a, 6 ars, 7 acs, 8 type of a, 9 b, 10 brs, 11 bcs, 12 type of b,
+// 13 subtract, 14 cut (0 columns in strips of 4, 1 rows in strips of 6, 2 a lower triangle, in pairs of strips), 15 strips.
+
+function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
+  const c = ptr(0), ldc = <usize>int(1) << 3, k = int(4), lower = int(14) == 2;
+  const a = ptr(5), ars = <isize>int(6), acs = <isize>int(7), typeA = int(8), shiftA = shiftOf(typeA);
+  const b = ptr(9), brs = <isize>int(10), bcs = <isize>int(11), typeB = int(12), shiftB = shiftOf(typeB);
+  const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 3), edge = packedB + (<usize>(NC * KC) << 3);
+  const sign: f64 = int(13) ? -1 : 1;
+  // a narrow B is not worth packing A
+  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR;
+  for (let j0 = j; j0 < j + columns; j0 += NC) {
+    const nc = min(NC, j + columns - j0);
+    const start = lower ? max(i, j0 / MR * MR) : i;
+    for (let k0 = 0; k0 < k; k0 += KC) {
+      const kc = min(KC, k - k0);
+      pack(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shiftB), bcs, brs, nc, kc, NR, typeB, sign);
+      for (let i0 = start; i0 < i + rows; i0 += MC) {
+        const mc = min(MC, i + rows - i0);
+        const direct = inPlace ? mc - (mc % MR) : 0;
+        const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << shiftA);
+        if (direct < mc) {
+          pack(packedA, blockA + (<isize>direct * ars << shiftA), ars, acs, mc - direct, kc, MR, typeA, 1);
+        }
+        for (let q = 0; q < nc; q += NR) {
+          const panelB = packedB + (<usize>(q * kc) << 3), wide = min(NR, nc - q);
+          for (let r = 0; r < mc; r += MR) {
+            const high = min(MR, mc - r);
+            if (lower && i0 + r + high <= j0 + q) continue;
+            const at = c + <usize>(i0 + r) * ldc + (<usize>(j0 + q) << 3);
+            const panelA = packedA + (<usize>((r - direct) * kc) << 3);
+            if (r < direct) {
+              if (wide == NR) tileRows(kc, blockA + (<usize>(<isize>r * ars) << 3), <usize>ars << 3, panelB, at, ldc);
+              else {
+                copyTile(edge, STEP_B, at, ldc, high, wide);
+                tileRows(kc, blockA + (<usize>(<isize>r * ars) << 3), <usize>ars << 3, panelB, edge, STEP_B);
+                copyTile(at, ldc, edge, STEP_B, high, wide);
+              }
+            } else if (wide == NR && high == MR) {
+              tile(kc, panelA, STEP_A, panelB, at, ldc);
+            } else {
+              copyTile(edge, STEP_B, at, ldc, high, wide);
+              tile(kc, panelA, STEP_A, panelB, edge, STEP_B);
+              copyTile(at, ldc, edge, STEP_B, high, wide);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/** Tasks are strips of C; strip t of a lower triangle comes with the one as far from the other end, which makes them equally long. */
+export function multiply(begin: i32, end: i32): void {
+  const m = int(2), n = int(3), cut = int(14);
+  if (cut == 0) return multiplyPart(0, m, begin * NR, min(n, end * NR) - begin * NR);
+  if (cut == 1) return multiplyPart(begin * MR, min(m, end * MR) - begin * MR, 0, n);
+  const strips = int(15), mirrored = max(strips - end, end);
+  multiplyPart(0, m, begin * STRIP, min(n, end * STRIP) - begin * STRIP);
+  if (mirrored < strips - begin) multiplyPart(0, m, mirrored * STRIP, min(n, (strips - begin) * STRIP) - mirrored * STRIP);
+}
+
+// @ts-ignore: decorator
+@inline
+function shiftOf(type: i32): usize {
+  return type == F64 ? 3 : type == F32 ? 2 : 1;
+}
+
+// ---- rows and vectors ----
+
+function dot(a: usize, b: usize, n: i32): f64 {
+  let s0 = f64x2.splat(0), s1 = s0, s2 = s0, s3 = s0;
+  let t = 0;
+  for (; t + 8 <= n; t += 8) {
+    s0 = madd64(v128.load(a), v128.load(b), s0);
+    s1 = madd64(v128.load(a, 16), v128.load(b, 16), s1);
+    s2 = madd64(v128.load(a, 32), v128.load(b, 32), s2);
+    s3 = madd64(v128.load(a, 48), v128.load(b, 48), s3);
+    a += 64;
+    b += 64;
+  }
+  let sum = sum2(f64x2.add(f64x2.add(s0, s1), f64x2.add(s2, s3)));
+  for (; t < n; t++, a += 8, b += 8) sum += load<f64>(a) * load<f64>(b);
+  return sum;
+}
+
+/** y[i] = a[i] · x. Slots: 0 y, 1 a, 2 elements from row to row, 3 columns, 4 x. Tasks are rows. */
+export function rowsTimes(begin: i32, end: i32): void {
+  const y = ptr(0), a = ptr(1), step = <usize>int(2) << 3, n = int(3), x = ptr(4);
+  for (let i = begin; i < end; i++) store<f64>(y + (<usize>i << 3), dot(a + <usize>i * step, x, n));
+}
+
+/** a[i] −= tau · (a[i] · v) · v. Slots: 0 a, 1 elements from row to row, 2 and 3 tau, 4 v, 5 columns. Tasks are rows. */
+export function reflectRows(begin: i32, end: i32): void {
+  const step = <usize>int(1) << 3, tau = double(2), n = int(5);
+  for (let i = begin; i < end; i++) {
+    let p = ptr(0) + <usize>i * step, v = ptr(4);
+    const factor = -tau * dot(p, v, n), f = f64x2.splat(factor);
+    let t = 0;
+    for (; t + 4 <= n; t += 4) {
+      v128.store(p, madd64(f, v128.load(v), v128.load(p)));
+      v128.store(p, madd64(f, v128.load(v, 16), v128.load(p, 16)), 16);
+      p += 32;
+      v += 32;
+    }
+    for (; t < n; t++, p += 8, v += 8) store<f64>(p, load<f64>(p) + factor * load<f64>(v));
+  }
+}
+
+// ---- one-sided Jacobi on pairs of row blocks ----
+// Slots: 0 x, 1 elements from row to row, 2 columns of inner products, 3 columns, 4 rows, 5 pairs of blocks, 6 counts (a word for each
+// pair), 7 unused, 8 and 9 tolerance. A block has BLOCK rows, and both blocks of a pair together at most PAIR.
+
+const BLOCK: i32 = 12;
+const PAIR: i32 = 2 * BLOCK;
+const CHUNK: i32 = 128; // columns rotated at once
+const NEGLIGIBLE: f64 = 1.0261342003245941e-289; // 2^-960, as in linalg/jacobi.ts
+
+/** Address of row r of a pair, or 0 beyond the last row. */
+// @ts-ignore: decorator
+@inline
+function rowAt(first: i32, second: i32, r: i32): usize {
+  const row = r < BLOCK ? first * BLOCK + r : second * BLOCK + r - BLOCK;
+  return row < int(4) ? ptr(0) + (<usize>row * <usize>int(1) << 3) : 0;
+}
+
+/** Rows of both blocks, from column `from`, as panels of `side` rows; missing rows are zero. */
+function packPair(to: usize, first: i32, second: i32, from: i32, depth: i32, side: i32): void {
+  const bytes = <usize>side << 3;
+  for (let r = 0; r < PAIR; r++) {
+    const row = rowAt(first, second, r);
+    let p = to + (<usize>(r / side * side * depth + r % side) << 3), at = row + (<usize>from << 3);
+    if (row == 0) for (let k = 0; k < depth; k++, p += bytes) store<f64>(p, 0);
+    else for (let k = 0; k < depth; k++, p += bytes, at += 8) store<f64>(p, load<f64>(at));
+  }
+}
+
+/** The matrix of inner products of a pair's rows, [PAIR, PAIR], in full. */
+function innerProducts(g: usize, first: i32, second: i32, panels: usize): void {
+  const n = int(2), ld = <usize>PAIR << 3;
+  const other = panels + (<usize>(PAIR * KC) << 3);
+  memory.fill(g, 0, <usize>(PAIR * PAIR) << 3);
+  for (let k0 = 0; k0 < n; k0 += KC) {
+    const kc = min(KC, n - k0);
+    packPair(panels, first, second, k0, kc, MR);
+    packPair(other, first, second, k0, kc, NR);
+    for (let i = 0; i < PAIR; i += MR) {
+      for (let j = 0; j < i + MR; j += NR) {
+        tile(kc, panels + (<usize>(i * kc) << 3), STEP_A, other + (<usize>(j * kc) << 3), g + <usize>i * ld + (<usize>j << 3), ld);
+      }
+    }
+  }
+  for (let i = 0; i < PAIR; i++) {
+    for (let j = 0; j < i; j++) store<f64>(g + <usize>j * ld + (<usize>i << 3), load<f64>(g + <usize>i * ld + (<usize>j << 3)));
+  }
+}
+
+/** Two rows of PAIR numbers ← (cos · p − sin · q, sin · p + cos · q), as in linalg/jacobi.ts. */
+function turn(p: usize, q: usize, sine: f64, half: f64): void {
+  const s = f64x2.splat(sine), minus = f64x2.splat(-sine), h = f64x2.splat(half), minusHalf = f64x2.splat(-half);
+  for (let t = 0; t < PAIR; t += 2, p += 16, q += 16) {
+    const x = v128.load(p), y = v128.load(q);
+    v128.store(p, madd64(minus, madd64(h, x, y), x));
+    v128.store(q, madd64(s, madd64(minusHalf, y, x), y));
+  }
+}
+
+/** Rotates the pairs of a matrix of inner products once; the rotations gather in j. Returns how many there were. */
+function rotatePairs(g: usize, j: usize, inside: bool, tolerance: f64): i32 {
+  const ld = <usize>PAIR << 3;
+  let rotations = 0;
+  const last = inside ? BLOCK : PAIR;
+  for (let p = 0; p < BLOCK; p++) {
+    for (let q = inside ? p + 1 : BLOCK; q < last; q++) {
+      const rowP = g + <usize>p * ld, rowQ = g + <usize>q * ld;
+      const pp = load<f64>(rowP + (<usize>p << 3)), qq = load<f64>(rowQ + (<usize>q << 3)), pq = load<f64>(rowP + (<usize>q << 3));
+      if (!(pp >= NEGLIGIBLE && qq >= NEGLIGIBLE) || Math.abs(pq) <= tolerance * Math.sqrt(pp) * Math.sqrt(qq)) continue;
+      // the tangent of the smaller angle; for large zeta the square would overflow
+      const zeta = (qq - pp) / (2 * pq), size = Math.abs(zeta);
+      const positive = size > 1e8 ? 0.5 / size : 1 / (size + Math.sqrt(1 + size * size));
+      const tangent = zeta < 0 ? -positive : positive;
+      const cosine = 1 / Math.sqrt(1 + tangent * tangent), sine = cosine * tangent, half = sine / (1 + cosine);
+      turn(rowP, rowQ, sine, half);
+      turn(j + <usize>p * ld, j + <usize>q * ld, sine, half);
+      // the columns: by symmetry those of all other rows are the rows just made, and the four in the middle are known
+      for (let t = 0; t < PAIR; t++) {
+        store<f64>(g + <usize>t * ld + (<usize>p << 3), load<f64>(rowP + (<usize>t << 3)));
+        store<f64>(g + <usize>t * ld + (<usize>q << 3), load<f64>(rowQ + (<usize>t << 3)));
+      }
+      store<f64>(rowP + (<usize>p << 3), pp - tangent * pq);
+      store<f64>(rowQ + (<usize>q << 3), qq + tangent * pq);
+      store<f64>(rowP + (<usize>q << 3), 0);
+      store<f64>(rowQ + (<usize>p << 3), 0);
+      rotations++;
+    }
+  }
+  return rotations;
+}
+
+/** The rows of a pair ← j · rows. */
+function rotateRows(j: usize, first: i32, second: i32, panels: usize): void {
+  const width = int(3), packedJ = panels, rows = packedJ + (<usize>(PAIR * PAIR) << 3), out = rows + (<usize>(PAIR * CHUNK) << 3);
+  pack(packedJ, j, PAIR, 1, PAIR, PAIR, MR, F64, 1);
+  for (let from = 0; from < width; from += CHUNK) {
+    const columns = min(CHUNK, width - from), ldo = <usize>CHUNK << 3;
+    // panels of four columns
+    for (let r = 0; r < PAIR; r++) {
+      const row = rowAt(first, second, r);
+      let p = rows + (<usize>(r * NR) << 3), at = row + (<usize>from << 3);
+      let c = 0;
+      for (; row != 0 && c + NR <= columns; c += NR, p += <usize>(PAIR * NR) << 3, at += NR << 3) {
+        v128.store(p, v128.load(at));
+        v128.store(p, v128.load(at, 16), 16);
+      }
+      for (; c < CHUNK; c += NR, p += <usize>(PAIR * NR) << 3) {
+        for (let q = 0; q < NR; q++) store<f64>(p + (<usize>q << 3), row != 0 && c + q < columns ? load<f64>(at + (<usize>q << 3)) : 0);
+        at += NR << 3;
+      }
+    }
+    memory.fill(out, 0, <usize>PAIR * ldo);
+    for (let c = 0; c < columns; c += NR) {
+      for (let r = 0; r < PAIR; r += MR) {
+        tile(PAIR, packedJ + (<usize>(r * PAIR) << 3), STEP_A, rows + (<usize>(c * PAIR) << 3), out + <usize>r * ldo + (<usize>c << 3), ldo);
+      }
+    }
+    for (let r = 0; r < PAIR; r++) {
+      const row = rowAt(first, second, r);
+      if (row != 0) memory.copy(row + (<usize>from << 3), out + <usize>r * ldo, <usize>columns << 3);
+    }
+  }
+}
+
+/** Tasks are pairs of blocks; a block paired with itself has its own rows rotated against each other. */
+export function jacobiRound(begin: i32, end: i32): void {
+  const g = scratch(), j = g + (<usize>(PAIR * PAIR) << 3), panels = j + (<usize>(PAIR * PAIR) << 3);
+  for (let t = begin; t < end; t++) {
+    const pair = ptr(5) + (<usize>t << 3), first = load<i32>(pair), second = load<i32>(pair, 4);
+    // a block against itself is a pair whose second half has no rows
+    const inside = first == second, beyond = inside ? int(4) : second;
+    innerProducts(g, first, beyond, panels);
+    memory.fill(j, 0, <usize>(PAIR * PAIR) << 3);
+    for (let r = 0; r < PAIR; r++) store<f64>(j + (<usize>(r * PAIR + r) << 3), 1);
+    const rotations = rotatePairs(g, j, inside, double(8));
+    store<i32>(ptr(6) + (<usize>t << 2), rotations);
+    if (rotations > 0) rotateRows(j, first, beyond, panels);
+  }
+}

@@ -1,0 +1,119 @@
+/** The workspace of linear algebra in wasm memory: matrices that scripts and kernels see alike, and jobs of assembly/dense.ts. */
+import { bytesPerElement, hostLength, type DType, type HostArray } from '../../dtype.js';
+import { TensorError } from '../../errors.js';
+import type { HostTensor } from '../../host.js';
+import type { Matrix } from '../../linalg/matrix.js';
+import { checkProduct, type MultiplyOptions, type View, type Workspace } from '../../linalg/workspace.js';
+import type { WasmRuntime } from './runtime.js';
+
+/** Numbers of the jobs in assembly/index.ts. */
+const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37 };
+const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
+const [MR, NR, STRIP] = [6, 4, 16];
+/** Work below which a second thread costs more than it saves, in multiply-adds. */
+const WORTH = 8192;
+
+/** What a workspace takes from the backend: memory that is accounted for. */
+export interface WorkspaceMemory {
+  alloc(bytes: number): number;
+  free(at: number): void;
+}
+
+export class WasmWorkspace implements Workspace {
+  private readonly live = new Set<number>();
+
+  constructor(
+    private readonly runtime: WasmRuntime,
+    private readonly memory: WorkspaceMemory,
+  ) {
+    runtime.ensureDenseScratch();
+  }
+
+  matrix(rows: number, cols: number): Matrix {
+    const data = this.array('f64', rows * cols) as Float64Array;
+    data.fill(0);
+    return { rows, cols, data };
+  }
+
+  load({ data, dtype, shape }: HostTensor): View {
+    const [rows, cols] = shape as [number, number];
+    const copy = this.array(dtype, hostLength(dtype, shape));
+    copy.set(data);
+    return { dtype, data: copy, at: 0, rows, cols, rowStride: cols, colStride: 1 };
+  }
+
+  private array(dtype: DType, length: number): HostArray {
+    const at = this.memory.alloc(length * bytesPerElement(dtype));
+    this.live.add(at);
+    // the memory is shared: growing it leaves older views of it valid
+    const { buffer } = this.runtime.memory;
+    if (dtype === 'f64') return new Float64Array(buffer, at, length);
+    return dtype === 'f32' ? new Float32Array(buffer, at, length) : new Uint16Array(buffer, at, length);
+  }
+
+  free({ data }: { data: HostArray }): void {
+    if (!this.live.delete(data.byteOffset)) {
+      throw new TensorError('disposed', 'workspace: expected a live matrix of this workspace, got another');
+    }
+    this.memory.free(data.byteOffset);
+  }
+
+  close(): void {
+    for (const at of this.live) this.memory.free(at);
+    this.live.clear();
+  }
+
+  multiply(c: View, a: View, b: View, { sign = 1, lower = false }: MultiplyOptions = {}): void {
+    checkProduct(c, a, b);
+    const [m, n, k] = [c.rows, c.cols, a.cols];
+    if (m === 0 || n === 0 || k === 0) return;
+    const strips = Math.ceil(n / STRIP);
+    const [byColumns, byRows] = [Math.ceil(n / NR), Math.ceil(m / MR)];
+    const cut = lower ? 2 : byColumns * NR >= byRows * MR ? 0 : 1;
+    const tasks = lower ? Math.ceil(strips / 2) : cut === 0 ? byColumns : byRows;
+    this.ints(0, at(c), c.rowStride, m, n, k);
+    this.ints(5, at(a), a.rowStride, a.colStride, TYPES[a.dtype]!);
+    this.ints(9, at(b), b.rowStride, b.colStride, TYPES[b.dtype]!, sign < 0 ? 1 : 0, cut, strips);
+    this.run(JOBS.multiply, tasks, (m * n * k) / tasks);
+  }
+
+  rowsTimes(y: View, a: View, x: View): void {
+    this.ints(0, at(y), at(a), a.rowStride, a.cols, at(x));
+    this.run(JOBS.rowsTimes, a.rows, a.cols);
+  }
+
+  reflectRows(a: View, v: View, tau: number): void {
+    this.ints(0, at(a), a.rowStride);
+    this.runtime.double(2, tau);
+    this.ints(4, at(v), a.cols);
+    this.run(JOBS.reflectRows, a.rows, 2 * a.cols);
+  }
+
+  jacobiRound(x: Matrix, n: number, blocks: readonly number[], tolerance: number): number {
+    const pairs = blocks.length / 2;
+    const words = this.memory.alloc((blocks.length + pairs) * 4);
+    const { i32 } = this.runtime;
+    i32.set(blocks, words / 4);
+    const counts = words / 4 + blocks.length;
+    this.ints(0, x.data.byteOffset, x.cols, n, x.cols, x.rows, words, counts * 4);
+    this.runtime.double(8, tolerance);
+    this.run(JOBS.jacobiRound, pairs, WORTH);
+    let rotations = 0;
+    for (let t = 0; t < pairs; t++) rotations += i32[counts + t]!;
+    this.memory.free(words);
+    return rotations;
+  }
+
+  private ints(slot: number, ...values: number[]): void {
+    for (let i = 0; i < values.length; i++) this.runtime.int(slot + i, values[i]!);
+  }
+
+  private run(job: number, tasks: number, workOfTask: number): void {
+    this.runtime.run(job, tasks, Math.max(1, Math.ceil(WORTH / workOfTask)));
+  }
+}
+
+/** Address of a view's first entry. */
+function at(v: View): number {
+  return v.data.byteOffset + v.at * v.data.BYTES_PER_ELEMENT;
+}
