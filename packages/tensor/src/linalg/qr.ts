@@ -94,7 +94,7 @@ export function* factorise(a: Matrix, workspace: Workspace, pivoting: boolean): 
  * Overwrites the vector x at `at` with [β, v₁, v₂, …] where (I − τ v vᵀ) x = β e₁ and v₀ = 1, and returns τ. β has the
  * sign opposite to x₀, so that nothing cancels.
  */
-function reflector(x: Float64Array, at: number, length: number): number {
+export function reflector(x: Float64Array, at: number, length: number): number {
   if (norm(x, at + 1, length - 1) === 0) return 0;
   // subnormal numbers have too few digits to compute with; between two scalings they are ordinary ones
   const scale = norm(x, at, length) < TINY ? 2 ** 600 : 1;

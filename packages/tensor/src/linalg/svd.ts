@@ -19,6 +19,7 @@ import { transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { factorise } from './qr.js';
 import { part, runNow, type Steps } from './steps.js';
 import { HostWorkspace, viewOf, type Workspace } from './workspace.js';
+import { scaleByPowerOfTwo } from './scaling.js';
 
 /** A = u · diag(s) · vt with k = min(m, n): u `[m, k]`, s `[k]` descending, vt `[k, n]`. */
 export interface Svd {
@@ -119,14 +120,6 @@ function rowsBySize({ rows, cols, data }: Matrix): number[] {
     return size;
   });
   return Array.from(sizes.keys()).sort((x, y) => sizes[y]! - sizes[x]!);
-}
-
-/** x ← x · 2^exponent, in two steps because the factor itself may be out of range. */
-function scaleByPowerOfTwo(x: Float64Array, exponent: number): void {
-  const half = Math.trunc(exponent / 2);
-  const first = 2 ** half;
-  const second = 2 ** (exponent - half);
-  for (let i = 0; i < x.length; i++) x[i] = x[i]! * first * second;
 }
 
 /** Makes the entry of largest magnitude in each column of u positive, its row of vt following. */
