@@ -174,6 +174,15 @@ function copyTile(to: usize, ldt: usize, from: usize, ldf: usize, high: i32, wid
   }
 }
 
+/** The part of a tile in scratch that is on or below the diagonal, which starts `above` columns right of the tile's first entry. */
+function copyLower(to: usize, ldt: usize, from: usize, high: i32, wide: i32, above: i32): void {
+  for (let r = 0; r < high; r++) {
+    for (let q = 0; q < min(wide, r + above + 1); q++) store<f64>(to + (<usize>q << 3), load<f64>(from + (<usize>q << 3)));
+    to += ldt;
+    from += STEP_B;
+  }
+}
+
 // ---- C ← C ± A·B ----
 // Slots: 0 c, 1 elements from one row of C to the next, 2 m, 3 n, 4 k, 5 a, 6 ars, 7 acs, 8 type of a, 9 b, 10 brs, 11 bcs, 12 type of b,
 // 13 subtract, 14 cut (0 columns in strips of 4, 1 rows in strips of 6, 2 a lower triangle, in pairs of strips), 15 strips.
@@ -185,7 +194,7 @@ function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
   const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 3), edge = packedB + (<usize>(NC * KC) << 3);
   const sign: f64 = int(13) ? -1 : 1;
   // a narrow B is not worth packing A
-  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR;
+  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR && !lower;
   for (let j0 = j; j0 < j + columns; j0 += NC) {
     const nc = min(NC, j + columns - j0);
     const start = lower ? max(i, j0 / MR * MR) : i;
@@ -213,12 +222,13 @@ function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
                 tileRows(kc, blockA + (<usize>(<isize>r * ars) << 3), <usize>ars << 3, panelB, edge, STEP_B);
                 copyTile(at, ldc, edge, STEP_B, high, wide);
               }
-            } else if (wide == NR && high == MR) {
+            } else if (wide == NR && high == MR && !(lower && i0 + r < j0 + q + NR - 1)) {
               tile(kc, panelA, STEP_A, panelB, at, ldc);
             } else {
               copyTile(edge, STEP_B, at, ldc, high, wide);
               tile(kc, panelA, STEP_A, panelB, edge, STEP_B);
-              copyTile(at, ldc, edge, STEP_B, high, wide);
+              if (lower) copyLower(at, ldc, edge, high, wide, i0 + r - (j0 + q));
+              else copyTile(at, ldc, edge, STEP_B, high, wide);
             }
           }
         }
@@ -241,6 +251,45 @@ export function multiply(begin: i32, end: i32): void {
 @inline
 function shiftOf(type: i32): usize {
   return type == F64 ? 3 : type == F32 ? 2 : 1;
+}
+
+// ---- one triangle of a square matrix copied onto the other ----
+// Slots: 0 matrix, 1 n, 2 whether the lower one is copied up, 3 strips of rows. Tasks are pairs of strips, as above.
+
+const TILE: i32 = 8; // a tile's row is a line of the cache
+
+/** Copies the tile at (i, j), transposed, to (j, i), by way of scratch: rows of a large matrix may share their place in the cache. */
+function mirrorTile(i: i32, j: i32): void {
+  const n = int(1), ld = <usize>n << 3, high = min(TILE, n - i), wide = min(TILE, n - j), buffer = scratch();
+  const from = ptr(0) + <usize>i * ld + (<usize>j << 3), to = ptr(0) + <usize>j * ld + (<usize>i << 3);
+  for (let r = 0; r < high; r++) {
+    for (let c = 0; c < wide; c++) {
+      store<f64>(buffer + (<usize>(c * TILE + r) << 3), load<f64>(from + <usize>r * ld + (<usize>c << 3)));
+    }
+  }
+  for (let c = 0; c < wide; c++) {
+    const row = to + <usize>c * ld, own = buffer + (<usize>(c * TILE) << 3);
+    for (let r = 0; r < high; r++) {
+      // a tile on the diagonal has both triangles: only those of the source go over
+      if (i == j && (int(2) ? r <= c : r >= c)) continue;
+      store<f64>(row + (<usize>r << 3), load<f64>(own + (<usize>r << 3)));
+    }
+  }
+}
+
+function mirrorStrip(strip: i32): void {
+  for (let other = 0; other <= strip; other++) {
+    if (int(2)) mirrorTile(strip * TILE, other * TILE);
+    else mirrorTile(other * TILE, strip * TILE);
+  }
+}
+
+export function mirror(begin: i32, end: i32): void {
+  const strips = int(3);
+  for (let t = begin; t < end; t++) {
+    mirrorStrip(t);
+    if (strips - 1 - t > t) mirrorStrip(strips - 1 - t);
+  }
 }
 
 // ---- rows and vectors ----
@@ -285,8 +334,7 @@ export function reflectRows(begin: i32, end: i32): void {
 }
 
 // ---- one-sided Jacobi on pairs of row blocks ----
-// Slots: 0 x, 1 elements from row to row, 2 columns of inner products, 3 columns, 4 rows, 5 pairs of blocks, 6 counts (a word for each
-// pair), 7 unused, 8 and 9 tolerance. A block has BLOCK rows, and both blocks of a pair together at most PAIR.
+// Slots: 0 x, 1 elements from row to row, 2 columns of inner products, 3 columns, 4 rows, 5 pairs of blocks, 6 and 7 tolerance. A block has BLOCK rows, and both blocks of a pair together at most PAIR.
 
 const BLOCK: i32 = 12;
 const PAIR: i32 = 2 * BLOCK;
@@ -417,8 +465,6 @@ export function jacobiRound(begin: i32, end: i32): void {
     innerProducts(g, first, beyond, panels);
     memory.fill(j, 0, <usize>(PAIR * PAIR) << 3);
     for (let r = 0; r < PAIR; r++) store<f64>(j + (<usize>(r * PAIR + r) << 3), 1);
-    const rotations = rotatePairs(g, j, inside, double(8));
-    store<i32>(ptr(6) + (<usize>t << 2), rotations);
-    if (rotations > 0) rotateRows(j, first, beyond, panels);
+    if (rotatePairs(g, j, inside, double(6)) > 0) rotateRows(j, first, beyond, panels);
   }
 }

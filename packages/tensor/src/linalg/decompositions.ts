@@ -1,66 +1,50 @@
 /**
  * The decompositions a user asks for: whole, singular values only, or the largest, smallest or any other r triplets.
- * Input is checked here, the method chosen, the result certified, held against the tolerance asked for, and cached.
+ *
+ * Here the input is checked, the method chosen, the result certified, held against what was asked for, and cached. The methods
+ * see b `[k, n]` with k ≤ n: the matrix or its transpose, in its own type.
  */
+import { convertHost } from '../dtype.js';
 import { TensorError } from '../errors.js';
+import { fingerprint } from '../hash.js';
 import type { HostTensor } from '../host.js';
 import { Tensor } from '../tensor.js';
-import { matrixFromHost, zeroMatrix, type Matrix } from './matrix.js';
-import { runSteps, type Steps } from './steps.js';
-import type { Subspace, SubspaceOptions } from './subspace.js';
-import { svdMatrix } from './svd.js';
+import { leadingTriplets, suitsGolubKahan } from './golubKahan.js';
+import { matrixFromHost, transposeMatrix } from './matrix.js';
+import { minorTriplets, suitsShiftInvert } from './minor.js';
+import { certify, measure, slice } from './rayleighRitz.js';
+import { exponentToOne, largestMagnitude, scaleByPowerOfTwo } from './scaling.js';
+import { part, runSteps, type Steps } from './steps.js';
+import type { Method, Subspace, SubspaceOptions } from './subspace.js';
+import { fixSigns, jacobiSvd, openWorkspace, type Svd } from './svd.js';
+import { tridiagonalSingularValues, tridiagonalSvd } from './tridiagonalSvd.js';
+import { DECOMPOSABLE, transposed, type View, type Workspace } from './workspace.js';
 
-/** What can be decomposed: f32, f64, bf16 or f16, from 1 × 1 on, all values finite. */
+/** What can be decomposed: a matrix in f32, f64, bf16 or f16, from 1 × 1 on, all of whose entries are finite. */
 export type MatrixInput = Tensor | HostTensor;
 
-/** The r largest triplets (PiSSA's). */
+/** Changes when results may: part of the key of cached ones. */
+const VERSION = 1;
+/** Residual that is acceptable unless the caller says otherwise. */
+const TOLERANCE = 1e-7;
+/** Shorter sides from which the tridiagonal form pays. */
+const LARGE = 96;
+
+/**
+ * The r largest triplets (PiSSA's).
+ * @throws TensorError as `windowSubspace`
+ */
 export function leadingSubspace(a: MatrixInput, r: number, options?: SubspaceOptions): Promise<Subspace> {
   return windowSubspace(a, 0, r, options);
 }
 
-/** The r smallest triplets (MiLoRA's). */
+/**
+ * The r smallest triplets (MiLoRA's), by shift-invert Lanczos where that is faster than a full decomposition.
+ * @throws TensorError as `windowSubspace`
+ */
 export function minorSubspace(a: MatrixInput, r: number, options?: SubspaceOptions): Promise<Subspace> {
-  const shape = a.shape;
-  const k = Math.min(...shape);
+  const k = Math.min(...a.shape);
   return windowSubspace(a, k - r, k, options);
-}
-
-/** Triplets `from … to − 1`, counted from the largest. */
-export async function windowSubspace(
-  a: MatrixInput,
-  from: number,
-  to: number,
-  options: SubspaceOptions = {},
-): Promise<Subspace> {
-  const host = a instanceof Tensor ? await a.toHost() : a;
-  const k = Math.min(...host.shape);
-  if (host.shape.length !== 2 || !(from >= 0 && from < to && to <= k)) {
-    throw new TensorError('window', `windowSubspace: expected 0 ≤ from < to ≤ ${k}, got ${from} and ${to}`);
-  }
-  return runSteps(stub(host, from, to), options);
-}
-
-// eslint-disable-next-line require-yield
-function* stub(host: HostTensor, from: number, to: number): Steps<Subspace> {
-  yield { stage: 'jacobi', done: 0 };
-  const { u, s, vt } = svdMatrix(matrixFromHost(host));
-  const r = to - from;
-  const pickedU: Matrix = zeroMatrix(u.rows, r);
-  for (let i = 0; i < u.rows; i++) for (let j = 0; j < r; j++) pickedU.data[i * r + j] = u.data[i * u.cols + from + j]!;
-  return {
-    from,
-    u: pickedU,
-    s: s.slice(from, to),
-    vt: { rows: r, cols: vt.cols, data: vt.data.slice(from * vt.cols, to * vt.cols) },
-    certificate: {
-      method: 'jacobi',
-      residual: 1e-15,
-      orthogonality: 1e-15,
-      gap: 1,
-      angle: 1e-15,
-      verdict: 'determined',
-    },
-  };
 }
 
 /** The whole thin decomposition, k = min(m, n) triplets. */
@@ -68,16 +52,225 @@ export function svd(a: MatrixInput, options?: SubspaceOptions): Promise<Subspace
   return windowSubspace(a, 0, Math.min(...a.shape), options);
 }
 
+/**
+ * Triplets `from … to − 1` of a `[m, n]`, counted from the largest. The entry of largest magnitude in each column of u is positive.
+ * Equal input gives equal output, for any number of threads.
+ *
+ * @throws TensorError `shape`, `dtype`, `non-finite` for input that cannot be decomposed, `window` unless 0 ≤ from < to ≤ min(m, n),
+ *   `tolerance` when the residual or the angle asked for cannot be had; the signal's reason when it aborts
+ */
+export async function windowSubspace(
+  a: MatrixInput,
+  from: number,
+  to: number,
+  options: SubspaceOptions = {},
+): Promise<Subspace> {
+  const host = a instanceof Tensor ? await a.toHost() : a;
+  const name = options.name ?? 'matrix';
+  checkMatrix(host, name);
+  const k = Math.min(...host.shape);
+  if (!(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= k)) {
+    const window = `${from} to ${to}`;
+    throw new TensorError('window', `${name}: expected a window 0 ≤ from < to ≤ ${k} of whole numbers, got ${window}`);
+  }
+  const key = options.cache && `${await fingerprint(host)} ${from}-${to} ${options.method ?? 'auto'} v${VERSION}`;
+  const known = key && (await options.cache!.get(key));
+  if (known && isGoodEnough(known, options)) return known;
+  const result = await runSteps(decompose(host, from, to, options), options);
+  if (!isGoodEnough(result, options)) refuse(result, name, options);
+  if (key) await options.cache!.set(key, result);
+  return result;
+}
+
 /** Singular values, descending, with a bound on their absolute error. */
 export interface SingularValues {
   s: Float64Array;
-  /** No value is off by more. */
+  /** About the most that any of them is off. */
   error: number;
-  method: 'jacobi' | 'tridiagonal';
+  method: Method;
 }
 
-/** All singular values, no vectors. */
+/**
+ * All singular values, no vectors. With `tolerance`, relative to the largest, the error is below that.
+ * @throws TensorError as `windowSubspace`
+ */
 export async function singularValues(a: MatrixInput, options: SubspaceOptions = {}): Promise<SingularValues> {
-  const { s } = await svd(a, options);
-  return { s, error: 1e-15 * (s[0] ?? 0), method: 'jacobi' };
+  const host = a instanceof Tensor ? await a.toHost() : a;
+  const name = options.name ?? 'matrix';
+  checkMatrix(host, name);
+  const result = await runSteps(values(host, options), options);
+  const { tolerance } = options;
+  if (tolerance !== undefined && result.error > tolerance * result.s[0]!) {
+    const got = (result.error / result.s[0]!).toExponential(1);
+    throw new TensorError('tolerance', `${name}: expected singular values within ${tolerance} · s₁, got ${got} · s₁`);
+  }
+  return result;
+}
+
+function* values(host: HostTensor, options: SubspaceOptions): Steps<SingularValues> {
+  const workspace = openWorkspace(options.backend);
+  try {
+    const { b, exponent } = load(host, workspace);
+    let result: SingularValues | undefined;
+    if (options.method ? options.method === 'tridiagonal' : b.rows >= LARGE) {
+      result = { ...(yield* tridiagonalSingularValues(b, workspace)), method: 'tridiagonal' };
+    }
+    if (!result || (!options.method && result.error > (options.tolerance ?? Infinity) * result.s[0]!)) {
+      const { s } = yield* jacobiSvd(matrixOf(host, exponent), workspace);
+      result = { s, error: 8 * Number.EPSILON * Math.sqrt(b.rows) * s[0]!, method: 'jacobi' };
+    }
+    scaleByPowerOfTwo(result.s, -exponent);
+    return { ...result, error: result.error * 2 ** -exponent };
+  } finally {
+    workspace.close();
+  }
+}
+
+/** Throws unless a tensor is a matrix that can be decomposed. */
+function checkMatrix({ shape, dtype, data }: HostTensor, name: string): void {
+  if (shape.length !== 2 || shape.some((size) => size < 1)) {
+    throw new TensorError('shape', `${name}: expected a matrix with at least one entry, got [${shape.join(', ')}]`);
+  }
+  if (!DECOMPOSABLE.includes(dtype)) {
+    throw new TensorError('dtype', `${name}: expected ${DECOMPOSABLE.join(', ')}, got ${dtype}; cast it first`);
+  }
+  // the exponent's bits, all set in infinities and NaN
+  const mask = dtype === 'bf16' ? 0x7f80 : dtype === 'f16' ? 0x7c00 : 0;
+  for (let i = 0; i < data.length; i++) {
+    const x = data[i]!;
+    if (mask === 0 ? Number.isFinite(x) : (x & mask) !== mask) continue;
+    const value = mask === 0 ? x : convertHost(data.slice(i, i + 1), dtype, 'f64')[0];
+    const where = `[${Math.floor(i / shape[1]!)}, ${i % shape[1]!}]`;
+    throw new TensorError('non-finite', `${name}: expected finite entries, got ${value} at ${where}`);
+  }
+}
+
+/** The matrix with its shorter side first, times 2^exponent: float64 may hold numbers whose squares it cannot. */
+function load(host: HostTensor, workspace: Workspace): { b: View; exponent: number } {
+  const a = workspace.load(host);
+  let exponent = 0;
+  if (host.dtype === 'f64') {
+    exponent = exponentToOne(largestMagnitude(host.data as Float64Array));
+    if (exponent !== 0) {
+      // where the workspace shares its memory with the caller, on the host
+      const own = a.data === host.data ? a.data.slice() : a.data;
+      scaleByPowerOfTwo(own as Float64Array, exponent);
+      a.data = own;
+    }
+  }
+  return { b: a.rows <= a.cols ? a : transposed(a), exponent };
+}
+
+function matrixOf(host: HostTensor, exponent: number): ReturnType<typeof matrixFromHost> {
+  const m = matrixFromHost(host);
+  if (exponent === 0) return m;
+  const data = m.data.slice();
+  scaleByPowerOfTwo(data, exponent);
+  return { ...m, data };
+}
+
+/** Tries the methods that suit the request, the fastest first, until one is good enough. */
+function* decompose(host: HostTensor, from: number, to: number, options: SubspaceOptions): Steps<Subspace> {
+  const workspace = openWorkspace(options.backend);
+  try {
+    const { b, exponent } = load(host, workspace);
+    const tall = host.shape[0]! > host.shape[1]!;
+    let best: Subspace | undefined;
+    for (const method of options.method ? [options.method] : methodsFor(b.rows, from, to)) {
+      const found = yield* attempt(method, b, host, exponent, from, to, options, workspace);
+      if (found && !(best && best.certificate.residual <= found.certificate.residual)) best = found;
+      if (best && isGoodEnough(best, options)) break;
+    }
+    if (!best) {
+      throw new TensorError(
+        'method',
+        `${options.name ?? 'matrix'}: expected a matrix and a window that suit the method ${options.method}, got others; leave the method out`,
+      );
+    }
+    const { u, vt } = best;
+    const result = { ...best, u: tall ? transposeMatrix(vt) : u, vt: tall ? transposeMatrix(u) : vt };
+    fixSigns(result);
+    scaleByPowerOfTwo(result.s, -exponent);
+    return result;
+  } finally {
+    workspace.close();
+  }
+}
+
+function methodsFor(k: number, from: number, to: number): Method[] {
+  const methods: Method[] = [];
+  if (to === k && suitsShiftInvert(k, to - from)) methods.push('shift-invert');
+  else if (from === 0 && suitsGolubKahan(k, to - from)) methods.push('golub-kahan');
+  if (k >= LARGE) methods.push('tridiagonal');
+  return [...methods, 'jacobi'];
+}
+
+/** One method's result for b; undefined when it is not for this matrix or window. */
+function* attempt(
+  method: Method,
+  b: View,
+  host: HostTensor,
+  exponent: number,
+  from: number,
+  to: number,
+  options: SubspaceOptions,
+  workspace: Workspace,
+): Steps<Subspace | undefined> {
+  const k = b.rows;
+  if (method === 'shift-invert') {
+    const found = to === k ? yield* minorTriplets(b, to - from, workspace) : undefined;
+    if (!found) return undefined;
+    const { triplets, size } = found;
+    const guards = triplets.s.length - (to - from);
+    const window = slice(triplets, guards, triplets.s.length);
+    const above = guards === 0 ? undefined : triplets.s[guards - 1]! - triplets.residuals[guards - 1]!;
+    const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(guards) };
+    return { from, ...window, certificate: certify(method, evidence, { above }, size, host.dtype) };
+  }
+  if (method === 'golub-kahan') {
+    if (from !== 0) return undefined;
+    const { triplets } = yield* leadingTriplets(b, to, options.tolerance ?? TOLERANCE / 10, workspace);
+    const window = slice(triplets, 0, to);
+    const below = triplets.s[to]! + triplets.residuals[to]!;
+    const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(0, to) };
+    return { from, ...window, certificate: certify(method, evidence, { below }, window.s[0]!, host.dtype) };
+  }
+  const whole = yield* part(
+    method === 'tridiagonal' ? tridiagonalSvd(b, workspace) : jacobiOf(b, host, exponent, workspace),
+    0,
+    0.95,
+  );
+  if (!whole) return undefined;
+  yield { stage: 'certificate', done: 0.95 };
+  const window = slice(whole, from, to);
+  const evidence = { s: window.s, ...measure(b, window.u, window.s, window.vt, workspace) };
+  // what was left out is as exact as what was taken
+  const error = evidence.residuals.reduce((x, y) => Math.max(x, y), 0);
+  const above = from === 0 ? undefined : whole.s[from - 1]! - error;
+  const below = to === k ? undefined : whole.s[to]! + error;
+  return { from, ...window, certificate: certify(method, evidence, { above, below }, whole.s[0]!, host.dtype) };
+}
+
+/** The Jacobi path, of b rather than of the matrix. */
+function* jacobiOf(b: View, host: HostTensor, exponent: number, workspace: Workspace): Steps<Svd> {
+  const m = matrixOf(host, exponent);
+  return yield* jacobiSvd(b.rows === m.rows ? m : transposeMatrix(m), workspace);
+}
+
+function isGoodEnough(
+  { certificate }: Subspace,
+  { tolerance = TOLERANCE, angle = Infinity }: SubspaceOptions,
+): boolean {
+  return certificate.residual <= tolerance && certificate.angle <= angle;
+}
+
+function refuse({ certificate }: Subspace, name: string, { tolerance = TOLERANCE, angle }: SubspaceOptions): never {
+  const { residual, gap, verdict } = certificate;
+  const [what, wanted, got] =
+    residual > tolerance ? ['a residual', tolerance, residual] : ['an angle', angle!, certificate.angle];
+  const reason =
+    residual > tolerance
+      ? 'rounding does not allow less'
+      : `the singular values next to the window are only ${gap.toExponential(1)} · ‖A‖ away (${verdict}): choose another rank`;
+  throw new TensorError('tolerance', `${name}: expected ${what} ≤ ${wanted}, got ${got.toExponential(1)}; ${reason}`);
 }

@@ -15,7 +15,7 @@ import { TensorError } from '../errors.js';
 import { dot, norm, zeroMatrix, type Matrix } from './matrix.js';
 import { JACOBI_BLOCK, NEGLIGIBLE_SQUARE } from './rotations.js';
 import type { Steps } from './steps.js';
-import type { Workspace } from './workspace.js';
+import { transposed, viewOf, type Workspace } from './workspace.js';
 
 /** B = jᵀ · diag(s) · w, in no particular order. */
 export interface JacobiResult {
@@ -51,39 +51,67 @@ export function* jacobi(b: Matrix, workspace: Workspace): Steps<JacobiResult> {
 }
 
 /**
- * Rotates the rows of x until their first n columns are orthogonal to each other: cosines up to ε·max(8, √n). Returns the number
- * of sweeps, the last of which found nothing to rotate.
+ * Rotates the rows of x until their first n columns are orthogonal to each other: cosines up to ε·max(8, √n). Each sweep visits
+ * the pairs of blocks that are not yet so, by the inner products of all rows; `nearly` says that this pays from the first on. Returns
+ * the number of sweeps.
  */
-export function* orthogonaliseRows(x: Matrix, n: number, workspace: Workspace): Steps<number> {
+export function* orthogonaliseRows(x: Matrix, n: number, workspace: Workspace, nearly = false): Steps<number> {
   const tolerance = Number.EPSILON * Math.max(8, Math.sqrt(n));
-  const rounds = roundsOf(Math.ceil(x.rows / JACOBI_BLOCK));
-  for (let sweeps = 1; sweeps <= MOST_SWEEPS; sweeps++) {
-    let rotations = 0;
-    for (const [i, pairs] of rounds.entries()) {
-      yield { stage: 'jacobi', done: Math.min(0.99, (sweeps - 1 + i / rounds.length) / USUAL_SWEEPS) };
-      rotations += workspace.jacobiRound(x, n, pairs, tolerance);
+  const blocks = Math.ceil(x.rows / JACOBI_BLOCK);
+  const rounds = roundsOf(blocks);
+  for (let sweeps = 0; sweeps < MOST_SWEEPS; sweeps++) {
+    const open = sweeps > 0 || nearly ? openPairs(x, n, tolerance, workspace) : undefined;
+    if (open?.size === 0) return sweeps;
+    for (const [i, round] of rounds.entries()) {
+      const pairs = open ? round.filter(([p, q]) => open.has(p * blocks + q)) : round;
+      if (pairs.length === 0) continue;
+      yield { stage: 'jacobi', done: Math.min(0.99, (sweeps + i / rounds.length) / USUAL_SWEEPS) };
+      workspace.jacobiRound(x, n, pairs.flat(), tolerance);
     }
-    if (rotations === 0) return sweeps;
   }
   throw new TensorError('no-convergence', `jacobi: expected convergence in ${MOST_SWEEPS} sweeps, got none`);
+}
+
+/** Pairs of blocks p ≤ q, as p·blocks + q, with rows that are not orthogonal to each other. */
+function openPairs(x: Matrix, n: number, tolerance: number, workspace: Workspace): Set<number> {
+  const k = x.rows;
+  const blocks = Math.ceil(k / JACOBI_BLOCK);
+  const gram = workspace.matrix(k, k);
+  const rows = viewOf(x, 0, 0, k, n);
+  workspace.multiply(viewOf(gram), rows, transposed(rows), { lower: true });
+  // of rows that count as zero the bound is infinite
+  const bounds = Float64Array.from({ length: k }, (_, i) => {
+    const square = gram.data[i * k + i]!;
+    return square < NEGLIGIBLE_SQUARE ? Infinity : Math.sqrt(square);
+  });
+  const open = new Set<number>();
+  for (let i = 0; i < k; i++) {
+    const q = Math.floor(i / JACOBI_BLOCK);
+    const bound = tolerance * bounds[i]!;
+    for (let j = 0; j < i; j++) {
+      // the negation also catches NaN
+      if (!(Math.abs(gram.data[i * k + j]!) <= bound * bounds[j]!)) open.add(Math.floor(j / JACOBI_BLOCK) * blocks + q);
+    }
+  }
+  workspace.free(gram);
+  return open;
 }
 
 /**
  * A sweep: every block with itself, then every two blocks once, in rounds of pairs that have no block in common (the
  * tournament of Brent & Luk 1985: one block stays, the others go round).
  */
-function roundsOf(blocks: number): number[][] {
-  const alone = Array.from({ length: blocks }, (_, p) => [p, p]).flat();
-  const rounds = [alone];
+function roundsOf(blocks: number): [number, number][][] {
+  const rounds = [Array.from({ length: blocks }, (_, p): [number, number] => [p, p])];
   const seats = Array.from({ length: blocks + (blocks % 2) }, (_, p) => p);
   for (let round = 1; round < seats.length; round++) {
-    const pairs: number[] = [];
+    const pairs: [number, number][] = [];
     for (let t = 0; t < seats.length / 2; t++) {
       const [p, q] = [seats[t]!, seats[seats.length - 1 - t]!];
       // with an odd number one rests
-      if (Math.max(p, q) < blocks) pairs.push(Math.min(p, q), Math.max(p, q));
+      if (Math.max(p, q) < blocks) pairs.push([Math.min(p, q), Math.max(p, q)]);
     }
-    if (pairs.length > 0) rounds.push(pairs);
+    rounds.push(pairs);
     seats.splice(1, 0, seats.pop()!);
   }
   return rounds;

@@ -11,9 +11,9 @@
  * Sources: Parlett, The Symmetric Eigenvalue Problem (1980), on shift-invert; Ericsson & Ruhe, The spectral transformation
  * Lanczos method (1980).
  */
-import { blockLanczos, type RitzPairs } from './blockLanczos.js';
-import { factorise, mirror, mirrorFactor, solve, type Factor } from './shiftInvert.js';
-import type { Matrix } from './matrix.js';
+import { blockLanczos, type Operator, type RitzPairs } from './blockLanczos.js';
+import { gramMatrix } from './gram.js';
+import { factorise, mirrorFactor, solve, type Factor } from './shiftInvert.js';
 import { rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { part, type Steps } from './steps.js';
 import { transposed, viewOf, type View, type Workspace } from './workspace.js';
@@ -22,8 +22,10 @@ import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 const BLOCK = 16;
 /** Triplets found beyond those asked for: the first tells the gap. */
 export const GUARDS = 4;
+/** Blocks after which it is decided whether to shift. */
+const LOOK = 5;
 /** Residual of the Ritz pairs of the inverse, relative to each. */
-const TOLERANCE = 1e-9;
+const TOLERANCE = 1e-8;
 
 /** The minor triplets, `GUARDS` more than asked for, or undefined when the Gram matrix is not positive definite enough. */
 export interface Minor {
@@ -49,35 +51,47 @@ export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<
   const trace = diagonal.reduce((x, y) => x + y, 0);
   // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
   const ridge = 4 * Number.EPSILON * trace;
-  mirror(gram, 'up'); // kept there in case the factor is to be made again
-  let factor = yield* part(factorise(gram, ridge, workspace), 0.5, 0.65);
-  if (!factor) return undefined;
-  const operator = (f: Factor) => ({ size: k, apply: (x: Matrix): void => solve(f, x, workspace) });
-  const lanczos = { wanted, tolerance: TOLERANCE, block: BLOCK, most: mostVectors(r) };
+  workspace.mirror(gram, 'lower'); // kept there in case the factor is to be made again
+  const unshifted = yield* part(factorise(gram, ridge, workspace), 0.5, 0.65);
+  if (!unshifted) return undefined;
+  let factor: Factor | undefined = unshifted;
+  const lanczos = { wanted, tolerance: TOLERANCE, block: BLOCK, most: mostVectors(r), patience: 60 + wanted };
+  const operatorOf = (f: Factor): Operator => ({
+    size: k,
+    apply: (x) => {
+      solve(f, x, workspace);
+    },
+  });
 
   // a look at the lower end of the spectrum tells whether a shift pays
-  const look = yield* part(
-    blockLanczos(operator(factor), { ...lanczos, wanted: 1, tolerance: 0, patience: 5 }, workspace),
-    0.65,
-    0.7,
-  );
-  const shift = shiftOf(look, ridge, trace);
-  workspace.free(look.basis);
-  workspace.free(look.coordinates);
+  let shift = 0;
+  const look = {
+    blocks: LOOK,
+    leave: (seen: Pick<RitzPairs, 'values' | 'residuals'>): boolean => {
+      shift = shiftOf(seen, ridge, trace);
+      if (shift === 0) mirrorFactor(unshifted, workspace);
+      return shift > 0;
+    },
+  };
+  let pairs = yield* part(blockLanczos(operatorOf(factor), { ...lanczos, look }, workspace), 0.65, 0.8);
   if (shift > 0) {
-    workspace.free(factor.inverses);
-    mirror(gram, 'down');
+    for (const m of [pairs.basis, pairs.coordinates, factor.inverses]) workspace.free(m);
+    workspace.mirror(gram, 'upper');
     for (let i = 0; i < k; i++) gram.data[i * k + i] = diagonal[i]!;
     factor = yield* part(factorise(gram, -shift, workspace), 0.7, 0.8);
     if (!factor) return undefined;
+    mirrorFactor(factor, workspace);
+    pairs = yield* part(blockLanczos(operatorOf(factor), lanczos, workspace), 0.8, 0.95);
   }
-  mirrorFactor(factor);
-  const pairs = yield* part(blockLanczos(operator(factor), { ...lanczos, patience: 60 + wanted }, workspace), 0.8, 0.95);
   workspace.free(factor.inverses);
   workspace.free(gram);
   const y = workspace.matrix(wanted, k);
   const { basis, coordinates, dimension } = pairs;
-  workspace.multiply(viewOf(y), transposed(viewOf(coordinates, 0, 0, dimension, wanted)), viewOf(basis, 0, 0, dimension));
+  workspace.multiply(
+    viewOf(y),
+    transposed(viewOf(coordinates, 0, 0, dimension, wanted)),
+    viewOf(basis, 0, 0, dimension),
+  );
   workspace.free(basis);
   workspace.free(coordinates);
   const triplets = yield* part(rayleighRitz(b, y, workspace), 0.95, 1);
@@ -85,20 +99,8 @@ export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<
   return { triplets, size: Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0)), shifted: shift > 0, dimension };
 }
 
-/** B Bᵀ, its lower triangle. */
-function* gramMatrix(b: View, workspace: Workspace): Steps<Matrix> {
-  const gram = workspace.matrix(b.rows, b.rows);
-  const depth = Math.max(320, Math.ceil(2e9 / b.rows ** 2 / 320) * 320);
-  for (let from = 0; from < b.cols; from += depth) {
-    yield { stage: 'gram', done: from / b.cols };
-    const piece: View = { ...b, at: b.at + from * b.colStride, cols: Math.min(depth, b.cols - from) };
-    workspace.multiply(viewOf(gram), piece, transposed(piece), { lower: true });
-  }
-  return gram;
-}
-
 /** A shift safely below the smallest eigenvalue, or 0 when none would help. */
-function shiftOf({ values, residuals }: RitzPairs, ridge: number, trace: number): number {
+function shiftOf({ values, residuals }: Pick<RitzPairs, 'values' | 'residuals'>, ridge: number, trace: number): number {
   const [smallest, other] = [1 / values[0]!, 1 / values[Math.min(values.length, 24) - 1]!];
   if (smallest < 0.2 * other) return 0;
   // 1/λ lies within the residual of the Ritz value

@@ -117,7 +117,14 @@ export function certify(
   const distance = Math.max(0, Math.min(above, below));
   if (size === 0) {
     const tied = distance !== Infinity;
-    return { method, residual: 0, orthogonality, gap: tied ? 0 : Infinity, angle: tied ? 1 : 0, verdict: tied ? 'tied' : 'determined' };
+    return {
+      method,
+      residual: 0,
+      orthogonality,
+      gap: tied ? 0 : Infinity,
+      angle: tied ? 1 : 0,
+      verdict: tied ? 'tied' : 'determined',
+    };
   }
   const gap = distance / size;
   const residual = worst / size;
@@ -134,7 +141,11 @@ export function largestRow(a: Matrix): number {
 }
 
 /** Columns `from … to − 1` of u, values and rows of vt. */
-export function slice({ u, s, vt }: { u: Matrix; s: Float64Array; vt: Matrix }, from: number, to: number): { u: Matrix; s: Float64Array; vt: Matrix } {
+export function slice(
+  { u, s, vt }: { u: Matrix; s: Float64Array; vt: Matrix },
+  from: number,
+  to: number,
+): { u: Matrix; s: Float64Array; vt: Matrix } {
   const r = to - from;
   const columns = zeroMatrix(u.rows, r);
   for (let i = 0; i < u.rows; i++) {

@@ -95,24 +95,9 @@ function invertBlock({ data, cols: n }: Matrix, at: number, size: number, invers
 }
 
 /** Copies Lᵀ above the diagonal: its rows are contiguous then, and solving is faster. */
-export function mirrorFactor(factor: Factor): void {
-  mirror(factor.l, 'up');
+export function mirrorFactor(factor: Factor, workspace: Workspace): void {
+  workspace.mirror(factor.l, 'lower');
   factor.mirrored = true;
-}
-
-/** Copies one triangle onto the other: the lower one `up`, or the upper one `down`. */
-export function mirror({ rows: n, data }: Matrix, direction: 'up' | 'down'): void {
-  const tile = 32;
-  const up = direction === 'up';
-  for (let i0 = 0; i0 < n; i0 += tile) {
-    for (let j0 = 0; j0 <= i0; j0 += tile) {
-      for (let i = i0; i < Math.min(n, i0 + tile); i++) {
-        const end = Math.min(i, j0 + tile);
-        if (up) for (let j = j0; j < end; j++) data[j * n + i] = data[i * n + j]!;
-        else for (let j = j0; j < end; j++) data[i * n + j] = data[j * n + i]!;
-      }
-    }
-  }
 }
 
 /** x `[n, b]` ← (L Lᵀ)⁻¹ x. */

@@ -50,9 +50,13 @@ export interface SubspaceCache {
 }
 
 export interface SubspaceOptions extends StepsOptions {
+  /** What the matrix is called in messages. Default `matrix`. */
+  name?: string;
+  /** Default: the fastest that suits the shape and the request; another one where the result is not good enough. */
+  method?: Method;
   /** Where to compute. Default: the default backend, or plain loops when it has no float64 kernels. */
   backend?: Backend;
-  /** Largest residual (see `Certificate`) that is acceptable; an error otherwise. */
+  /** Largest residual (see `Certificate`) that is acceptable, an error otherwise. Default 1e-7, and none for `singularValues`. */
   tolerance?: number;
   /** Largest angle bound that is acceptable; an error otherwise. */
   angle?: number;

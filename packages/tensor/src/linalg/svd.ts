@@ -123,7 +123,7 @@ function rowsBySize({ rows, cols, data }: Matrix): number[] {
 }
 
 /** Makes the entry of largest magnitude in each column of u positive, its row of vt following. */
-function fixSigns({ u, s, vt }: Svd): void {
+export function fixSigns({ u, s, vt }: Svd): void {
   const k = s.length;
   for (let c = 0; c < k; c++) {
     let pivot = 0;

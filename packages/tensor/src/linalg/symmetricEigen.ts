@@ -15,13 +15,15 @@ import type { Workspace } from './workspace.js';
 
 /**
  * All eigenvalues, ascending, and orthonormal eigenvectors of a symmetric matrix that is stored in full; the matrix is
- * overwritten. It and the vectors are the workspace's and the caller's to free. Throws `shape` unless the matrix is
+ * overwritten. It and the vectors are the workspace's and the caller's to free. With `largest`, only the vectors of so many
+ * of the largest values. Throws `shape` unless the matrix is
  * square, `non-finite` for NaN and infinities, and `no-convergence` if an iteration does not end.
  */
-export function* symmetricEigen(a: Matrix, workspace: Workspace): Steps<Eigen> {
+export function* symmetricEigen(a: Matrix, workspace: Workspace, largest = a.rows): Steps<Eigen> {
   const exponent = normalise('symmetricEigen', a);
   const { diagonal, offDiagonal, reflectors } = yield* part(tridiagonalise(a, workspace), 0, 0.4);
   const eigen = yield* part(tridiagonalEigen(diagonal, offDiagonal, workspace), 0.4, 0.7);
+  if (largest < a.rows) eigen.vectors = lastColumns(eigen.vectors, largest, workspace);
   let finished = false;
   try {
     yield* part(applyQ(reflectors, eigen.vectors, workspace), 0.7, 1);
@@ -31,6 +33,16 @@ export function* symmetricEigen(a: Matrix, workspace: Workspace): Steps<Eigen> {
   }
   scaleByPowerOfTwo(eigen.values, -exponent);
   return eigen;
+}
+
+/** The last columns of m, which is freed. */
+function lastColumns(m: Matrix, count: number, workspace: Workspace): Matrix {
+  const out = workspace.matrix(m.rows, count);
+  for (let i = 0; i < m.rows; i++) {
+    out.data.set(m.data.subarray((i + 1) * m.cols - count, (i + 1) * m.cols), i * count);
+  }
+  workspace.free(m);
+  return out;
 }
 
 /** As `symmetricEigen`, without vectors: the tridiagonal form takes nearly all the time. */

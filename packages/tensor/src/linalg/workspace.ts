@@ -37,7 +37,7 @@ export function transposed(v: View): View {
 export interface MultiplyOptions {
   /** −1 subtracts the product. Default 1. */
   sign?: 1 | -1;
-  /** Only entries on and below the diagonal of a square result matter; what stands above is undefined. */
+  /** Only entries on and below the diagonal of a square result; what stands above is left alone. */
   lower?: boolean;
 }
 
@@ -53,6 +53,8 @@ export interface Workspace {
 
   /** c ← c ± a · b, in float64. c's rows are contiguous (colStride 1) and f64. */
   multiply(c: View, a: View, b: View, options?: MultiplyOptions): void;
+  /** Copies one triangle of a square matrix, transposed, onto the other. */
+  mirror(a: Matrix, from: 'lower' | 'upper'): void;
   /** y ← a · x for a with contiguous f64 rows: y `[rows, 1]` or `[1, rows]`, x `[cols]` likewise, both contiguous. */
   rowsTimes(y: View, a: View, x: View): void;
   /** Every row of a, which is contiguous f64, becomes row − tau · (row · v) · v: a Householder reflection. v: `[1, cols]`. */
@@ -61,9 +63,9 @@ export interface Workspace {
    * Part of a sweep of one-sided Jacobi. The rows of x come in blocks of `JACOBI_BLOCK`; for each pair of blocks (p, q) every row
    * of p is rotated against every row of q, or against the later rows of p when p = q. Inner products are those of the first `n`
    * columns; all columns are rotated. `pairs` is p₀, q₀, p₁, q₁, …: no block may be in two pairs. Cosines up to `tolerance` count as
-   * zero. Returns the number of rotations.
+   * zero.
    */
-  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number;
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void;
 }
 
 /** Plain loops in host memory: the definition of every operation. */
@@ -100,6 +102,15 @@ export class HostWorkspace implements Workspace {
     }
   }
 
+  mirror({ rows: n, data }: Matrix, from: 'lower' | 'upper'): void {
+    for (let i = 0; i < n; i++) {
+      for (let j = 0; j < i; j++) {
+        if (from === 'lower') data[j * n + i] = data[i * n + j]!;
+        else data[i * n + j] = data[j * n + i]!;
+      }
+    }
+  }
+
   rowsTimes(y: View, a: View, x: View): void {
     for (let i = 0; i < a.rows; i++) y.data[y.at + i] = dotAt(a.data, a.at + i * a.rowStride, x.data, x.at, a.cols);
   }
@@ -112,8 +123,8 @@ export class HostWorkspace implements Workspace {
     }
   }
 
-  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number {
-    return rotateBlocks(x, n, pairs, tolerance);
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void {
+    rotateBlocks(x, n, pairs, tolerance);
   }
 }
 

@@ -7,9 +7,9 @@ import { checkProduct, type MultiplyOptions, type View, type Workspace } from '.
 import type { WasmRuntime } from './runtime.js';
 
 /** Numbers of the jobs in assembly/index.ts. */
-const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37 };
+const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37, mirror: 38 };
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
-const [MR, NR, STRIP] = [6, 4, 16];
+const [MR, NR, STRIP, TILE] = [6, 4, 16, 8];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
 const WORTH = 8192;
 
@@ -77,6 +77,12 @@ export class WasmWorkspace implements Workspace {
     this.run(JOBS.multiply, tasks, (m * n * k) / tasks);
   }
 
+  mirror(a: Matrix, from: 'lower' | 'upper'): void {
+    const strips = Math.ceil(a.rows / TILE);
+    this.ints(0, a.data.byteOffset, a.rows, from === 'lower' ? 1 : 0, strips);
+    this.run(JOBS.mirror, Math.ceil(strips / 2), TILE * a.rows);
+  }
+
   rowsTimes(y: View, a: View, x: View): void {
     this.ints(0, at(y), at(a), a.rowStride, a.cols, at(x));
     this.run(JOBS.rowsTimes, a.rows, a.cols);
@@ -89,19 +95,13 @@ export class WasmWorkspace implements Workspace {
     this.run(JOBS.reflectRows, a.rows, 2 * a.cols);
   }
 
-  jacobiRound(x: Matrix, n: number, blocks: readonly number[], tolerance: number): number {
-    const pairs = blocks.length / 2;
-    const words = this.memory.alloc((blocks.length + pairs) * 4);
-    const { i32 } = this.runtime;
-    i32.set(blocks, words / 4);
-    const counts = words / 4 + blocks.length;
-    this.ints(0, x.data.byteOffset, x.cols, n, x.cols, x.rows, words, counts * 4);
-    this.runtime.double(8, tolerance);
-    this.run(JOBS.jacobiRound, pairs, WORTH);
-    let rotations = 0;
-    for (let t = 0; t < pairs; t++) rotations += i32[counts + t]!;
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void {
+    const words = this.memory.alloc(pairs.length * 4);
+    this.runtime.i32.set(pairs, words / 4);
+    this.ints(0, x.data.byteOffset, x.cols, n, x.cols, x.rows, words);
+    this.runtime.double(6, tolerance);
+    this.run(JOBS.jacobiRound, pairs.length / 2, WORTH);
     this.memory.free(words);
-    return rotations;
   }
 
   private ints(slot: number, ...values: number[]): void {

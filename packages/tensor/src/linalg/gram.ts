@@ -1,0 +1,22 @@
+/**
+ * The Gram matrix of the shorter side, in float64 whatever the type of the entries: products of float32 numbers are exact there, and
+ * the squares of singular values down to 1e-7 of the largest survive. In float32 they would drown from 1e-3 on.
+ */
+import type { Matrix } from './matrix.js';
+import type { Steps } from './steps.js';
+import { transposed, viewOf, type View, type Workspace } from './workspace.js';
+
+/** Multiply-adds between two steps, and the depth of a block in assembly/dense.ts, of which pieces are multiples. */
+const [WORK, DEPTH] = [2e9, 320];
+
+/** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. */
+export function* gramMatrix(b: View, workspace: Workspace): Steps<Matrix> {
+  const gram = workspace.matrix(b.rows, b.rows);
+  const depth = Math.max(1, Math.ceil(WORK / b.rows ** 2 / DEPTH)) * DEPTH;
+  for (let from = 0; from < b.cols; from += depth) {
+    yield { stage: 'gram', done: from / b.cols };
+    const piece: View = { ...b, at: b.at + from * b.colStride, cols: Math.min(depth, b.cols - from) };
+    workspace.multiply(viewOf(gram), piece, transposed(piece), { lower: true });
+  }
+  return gram;
+}
