@@ -17,10 +17,10 @@ import { Philox } from '../../src/random.js';
 
 const EPSILON = Number.EPSILON;
 /** Largest entry of |A V − V Λ|, and largest error of a value, relative to the largest |eigenvalue|. */
-const RESIDUAL = 40 * EPSILON;
+const RESIDUAL = 30 * EPSILON;
 const VALUE = 40 * EPSILON;
 /** Largest entry of |VᵀV − I|. */
-const ORTHOGONALITY = 60 * EPSILON;
+const ORTHOGONALITY = 50 * EPSILON;
 
 // --- Matrices and measures ------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ describe('symmetricEigen', () => {
         const values = runNow(symmetricValues(copy(a), host));
         expect(largestDifference(eigen.values, values)).toBeLessThanOrEqual(VALUE * size + 1e-322);
       }),
-      { numRuns: 250 },
+      { numRuns: 200 },
     );
   });
 
@@ -279,7 +279,10 @@ describe('tridiagonalise', () => {
   it('gives Q and T with Q T Qᵀ = A', () => {
     fc.assert(
       fc.property(
-        fc.oneof({ arbitrary: sizes, weight: 4 }, { arbitrary: fc.integer({ min: 120, max: 140 }), weight: 1 }),
+        fc.oneof(
+          { arbitrary: fc.integer({ min: 1, max: 70 }), weight: 19 },
+          { arbitrary: fc.integer({ min: 127, max: 131 }), weight: 1 },
+        ),
         seeds,
         (n, seed) => {
           const a = symmetrised(gaussian(n, n, seed));
@@ -295,7 +298,7 @@ describe('tridiagonalise', () => {
           expect(largestDifference(back.data, a.data)).toBeLessThanOrEqual(RESIDUAL * norm(a.data, 0, n * n));
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 200 },
     );
   });
 });
@@ -354,6 +357,7 @@ describe('tridiagonalEigen', () => {
 
 describe('SecularEquation', () => {
   it('has zeros that belong to nearly the same z, whose vectors are orthogonal', () => {
+    let [steps, found] = [0, 0];
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 0, max: 12 }), seeds, (k, range, seed) => {
         const random = new Philox(seed);
@@ -370,6 +374,8 @@ describe('SecularEquation', () => {
         const equation = new SecularEquation(d, z, k, 1);
         const vectors = zeroMatrix(k, k);
         const zeros = Array.from({ length: k }, (_, j) => equation.zero(j, vectors.data, j * k));
+        steps += equation.steps;
+        found += k;
         for (let j = 0; j < k; j++) {
           expect(zeros[j]).toBeGreaterThanOrEqual(d[j]!);
           if (j + 1 < k) expect(zeros[j]).toBeLessThanOrEqual(d[j + 1]!);
@@ -382,5 +388,7 @@ describe('SecularEquation', () => {
       }),
       { numRuns: 300 },
     );
+    // on average; about 3.2 with both models, 4.6 when one of them is wrong
+    expect(steps / found).toBeLessThan(4);
   });
 });
