@@ -26,6 +26,9 @@ import { viewOf, type Workspace } from './workspace.js';
 /** Matrices up to this size are solved by QL. */
 const SMALL = 32;
 
+/** T has norm about 1; parts of it that are smaller than this need not be resolved, and their squares might underflow. */
+const TINY_PART = 2 ** -80;
+
 /** A symmetric matrix's spectrum: column j of `vectors` `[n, n]` belongs to `values[j]`, which ascend. */
 export interface Eigen {
   values: Float64Array;
@@ -65,7 +68,7 @@ function rowsAsColumns(q: Matrix, order: Int32Array, workspace: Workspace): Matr
   const n = q.rows;
   const out = workspace.matrix(n, n);
   const [x, y] = [q.data, out.data];
-  const tile = 32;
+  const tile = 8; // entries of a cache line
   for (let i0 = 0; i0 < n; i0 += tile) {
     for (let j0 = 0; j0 < n; j0 += tile) {
       const [iEnd, jEnd] = [Math.min(i0 + tile, n), Math.min(j0 + tile, n)];
@@ -148,13 +151,9 @@ class TornProblem {
     const { values, order, z, reach, q } = this;
     const kept = new Int32Array(to - from);
     let count = 0;
-    let largest = 0;
-    let largestWeight = 0;
-    for (let i = from; i < to; i++) {
-      largest = Math.max(largest, Math.abs(values[i]!));
-      largestWeight = Math.max(largestWeight, Math.abs(z[i]!));
-    }
-    const negligible = 4 * Number.EPSILON * Math.max(largest, largestWeight);
+    let largest = Math.max(rho, TINY_PART);
+    for (let i = from; i < to; i++) largest = Math.max(largest, Math.abs(values[i]!));
+    const negligible = 4 * Number.EPSILON * largest;
     let before = -1; // the last row not deflated
     for (let t = from; t < to; t++) {
       const row = order[t]!;
@@ -184,8 +183,8 @@ class TornProblem {
     const k = kept.length;
     const { place, second, third } = this.placesByReach(kept);
     const vectors = workspace.matrix(k, k);
-    const upper = workspace.matrix(third, middle - from);
-    const lower = workspace.matrix(k - second, to - middle);
+    const upper = workspace.matrix(Math.max(third, 1), middle - from);
+    const lower = workspace.matrix(Math.max(k - second, 1), to - middle);
     try {
       const values = this.solveSecular(kept, rho, place, vectors);
       for (let i = 0; i < k; i++) {
@@ -197,9 +196,10 @@ class TornProblem {
       this.moveDeflated(kept, from, to);
       this.values.set(values, from);
       for (let j = from; j < from + k; j++) q.data.fill(0, j * q.cols + from, j * q.cols + to);
-      const [left, right] = [viewOf(vectors, 0, 0, k, third), viewOf(vectors, 0, second)];
-      if (third > 0) workspace.multiply(viewOf(q, from, from, k, middle - from), left, viewOf(upper));
-      if (second < k) workspace.multiply(viewOf(q, from, middle, k, to - middle), right, viewOf(lower));
+      const left = viewOf(q, from, from, k, middle - from);
+      const right = viewOf(q, from, middle, k, to - middle);
+      if (third > 0) workspace.multiply(left, viewOf(vectors, 0, 0, k, third), viewOf(upper, 0, 0, third));
+      if (second < k) workspace.multiply(right, viewOf(vectors, 0, second), viewOf(lower, 0, 0, k - second));
     } finally {
       for (const m of [vectors, upper, lower]) workspace.free(m);
     }
@@ -229,11 +229,11 @@ class TornProblem {
   /** Moves the rows that are not kept, and their values, to the end of the part. */
   private moveDeflated(kept: Int32Array, from: number, to: number): void {
     const { q, values } = this;
-    const leaves = new Uint8Array(to - from);
-    for (const row of kept) leaves[row - from] = 1;
+    const isKept = new Uint8Array(to - from);
+    for (const row of kept) isKept[row - from] = 1;
     let end = to;
     for (let row = to - 1; row >= from; row--) {
-      if (leaves[row - from]) continue;
+      if (isKept[row - from]) continue;
       end--;
       if (end === row) continue;
       values[end] = values[row]!;

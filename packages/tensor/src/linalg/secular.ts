@@ -17,7 +17,7 @@ import { TensorError } from '../errors.js';
 /** Steps for one zero; usual are three to five. */
 const MOST_STEPS = 100;
 /** Steps after which every third one cuts the bracket instead of trusting the model. */
-const PATIENCE = 12;
+const PATIENCE = 6;
 const UNIT = Number.EPSILON / 2;
 
 /**
