@@ -8,7 +8,7 @@ import type { HostTensor, SubspaceCache, Tensor } from '@milora/tensor';
  * Reads tensors in their order. While one is in use the next is on its way already, and no more than that, so that two are
  * in memory at most. `return()` waits for the one on its way.
  */
-export async function* oneAhead(tensors: readonly Tensor[]): AsyncGenerator<HostTensor, void> {
+export async function* oneAhead(tensors: readonly Pick<Tensor, 'toHost'>[]): AsyncGenerator<HostTensor, void> {
   const read = (at: number): Promise<HostTensor> | undefined => {
     const reading = tensors[at]?.toHost();
     // an error is for whoever takes the tensor; until then, and if nobody does, it is no unhandled one
