@@ -87,7 +87,7 @@ describe('progress', () => {
         const shares = seen.filter((p) => p.done === done && p.stage !== undefined).map(({ share }) => share!);
         expect(shares.length).toBeGreaterThan(0);
         for (const share of shares) expect(share >= 0 && share <= 1).toBe(true);
-        }
+      }
     },
   );
 
