@@ -12,7 +12,7 @@ import { AdamW, noGrad } from '@milora/autograd';
 import { generate } from '@milora/llama';
 import type { LlamaForCausalLM, LlamaInput } from '@milora/llama';
 import { loadModel } from '@milora/llama/node';
-import { Tensor, convertHost, createWasmBackend, scope, svd } from '@milora/tensor';
+import { convertHost, createWasmBackend, scope, svd } from '@milora/tensor';
 import type { Backend, HostTensor } from '@milora/tensor';
 import { createGpuBackend } from '@milora/tensor/gpu';
 import { openSafetensorsFile } from '@milora/tensor/node';

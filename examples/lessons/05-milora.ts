@@ -11,7 +11,7 @@ const distance = (x: ArrayLike<number>, y: ArrayLike<number>): number =>
 console.log(milora.minor(6, 2)); // → [ 4, 5 ]
 const weight = await tensor(new Philox(5).normalArray(8 * 6), [8, 6]).toHost();
 const options = { rank: 2, alpha: 2, useRslora: false, random: new Philox(0), module: 'w' };
-const { a, b } = milora.miloraInit(weight, options);
+const { a, b } = await milora.miloraInit(weight, options);
 const residual = milora.residualOf(weight, a, b, 1); // W − s·B·A, orthogonal to what is trained: Bᵀ W_res = 0
 const product = await matmul(tensor(b, [8, 2]), tensor(residual, [8, 6]), { transposeA: true }).data();
 console.log(distance(product, new Float32Array(12)) < 1e-5); // → true

@@ -4,17 +4,16 @@
  */
 import { Linear } from '@milora/autograd';
 import type { Module, Variable } from '@milora/autograd';
-import { Philox, Tensor, matrixFromHost, multiplyMatrices, transposeMatrix } from '@milora/tensor';
-import type { DType, HostTensor, Matrix } from '@milora/tensor';
+import { Philox, Tensor } from '@milora/tensor';
+import type { Certificate, DType, HostTensor, Progress, SubspaceOptions } from '@milora/tensor';
 import { AdapterLinear } from './adapterLinear.js';
 import type { AdapterForm, Factors } from './adapterLinear.js';
 import { MiloraError } from './errors.js';
-import { decompose } from './inits.js';
-import type { AdapterInit, Init } from './inits.js';
+import type { AdapterInit, Init, InitOptions } from './inits.js';
+import { Messenger, forgivingCache, oneAhead } from './moduleWork.js';
 import { scaling } from './peftConfig.js';
 import { expandTargetAliases, patternValue, selectTargets } from './targets.js';
 import { checkRank } from './window.js';
-import type { Window } from './window.js';
 
 /** The paper's targets: q, k, v, up and down. */
 export const PAPER_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'up_proj', 'down_proj'] as const;
@@ -37,10 +36,29 @@ export interface AdapterConfig {
   seed?: number;
 }
 
-export interface InjectOptions {
-  /** Called before each module, and at the end with done = total. What it returns is awaited. */
-  onProgress?: (progress: { done: number; total: number; module: string }) => void | Promise<void>;
-  signal?: AbortSignal;
+export interface InjectProgress {
+  /** Modules that are done, and all. */
+  done: number;
+  total: number;
+  /** Path of the module in work; empty at the end. */
+  module: string;
+  /** Within a module: what its decomposition does at the moment, and the share of it that is done, 0 to 1. */
+  stage?: string;
+  share?: number;
+}
+
+/**
+ * Where and how exactly to decompose, a signal that stops it, and a cache: what an `inject` that was stopped has decomposed,
+ * the next one finds there. A cache that cannot be read or written stops nothing.
+ */
+export interface InjectOptions extends Omit<SubspaceOptions, 'onProgress'> {
+  /**
+   * Called before each module, with stages while it is decomposed, and at the end with done = total. What it returns is
+   * awaited before the next module; stages that come before that are left out.
+   */
+  onProgress?: (progress: InjectProgress) => void | Promise<void>;
+  /** Told of the cache's first error. */
+  onCacheError?: (error: unknown) => void;
 }
 
 /** The settings with all defaults filled in. */
@@ -80,6 +98,8 @@ export class Adapter {
     readonly model: Module,
     readonly config: ResolvedAdapterConfig,
     readonly layers: ReadonlyMap<string, AdapterLinear>,
+    /** How well each module's window is determined, for methods that take one; by module path, not saved. */
+    readonly certificates: ReadonlyMap<string, Certificate> = new Map(),
   ) {}
 
   /** Trained parameters with their paths. */
@@ -138,7 +158,8 @@ export class Adapter {
 /**
  * Replaces the targeted linear layers of `model` by AdapterLinears that start as `init` says; everything else is frozen.
  *
- * @throws MiloraError `unknown-target`, `rank-too-large`, `non-finite` and others, naming the module; the model is then unchanged
+ * @throws MiloraError `unknown-target`, `rank-too-large`, `non-finite` and others, naming the module, and the signal's reason;
+ * the model is then unchanged
  *
  * @example
  * const adapter = await inject(model, miloraInit, { rank: 8 });
@@ -153,39 +174,66 @@ export async function inject(
   const linears = linearLayers(model);
   const targets = selectTargets([...linears.keys()], resolved.targetModules);
   const random = new Philox(resolved.seed);
+  const { onProgress = () => undefined, onCacheError, ...decomposition } = options;
+  if (options.cache) decomposition.cache = forgivingCache(options.cache, onCacheError);
   const layers = new Map<string, AdapterLinear>();
+  const certificates = new Map<string, Certificate>();
+  const total = targets.length;
+  const weights = oneAhead(targets.map((path) => linears.get(path)!.weight.value));
   try {
-    for (const [i, path] of targets.entries()) {
-      await options.onProgress?.({ done: i, total: targets.length, module: path });
+    for (const [done, module] of targets.entries()) {
+      await onProgress({ done, total, module });
       options.signal?.throwIfAborted();
-      layers.set(path, await makeLayer(path, linears.get(path)!, init, resolved, random.split(i)));
+      const weight = (await weights.next()).value!;
+      const settings = settingsOf(resolved, module);
+      const own = random.split(done);
+      const start = await startOf(
+        weight,
+        init,
+        { ...settings, random: own.split(0), module, decomposition },
+        (progress) => onProgress({ done, total, module, ...progress }),
+      );
+      if (start.certificate) certificates.set(module, start.certificate);
+      const s = scaling(settings.rank, settings.alpha, settings.useRslora);
+      const dropout = { p: resolved.dropout, random: own.split(1) };
+      layers.set(
+        module,
+        adapterLayer(linears.get(module)!, weight, start, s, formOf(start, resolved, weight.dtype), dropout),
+      );
     }
-    await options.onProgress?.({ done: targets.length, total: targets.length, module: '' });
+    await onProgress({ done: total, total, module: '' });
   } catch (error) {
     for (const layer of layers.values()) layer.dispose();
     throw error;
+  } finally {
+    await weights.return();
   }
   model.requiresGrad(false);
   for (const [path, layer] of layers) model.replaceModule(path, layer);
-  return new Adapter(model, resolved, layers);
+  return new Adapter(model, resolved, layers, certificates);
 }
 
-async function makeLayer(
-  path: string,
-  base: Linear,
-  init: Init,
-  config: ResolvedAdapterConfig,
-  random: Philox,
-): Promise<AdapterLinear> {
-  const weight = await base.weight.value.toHost();
+/** The part of the settings that modules may have of their own. */
+function settingsOf(config: ResolvedAdapterConfig, path: string): Pick<InitOptions, 'rank' | 'alpha' | 'useRslora'> {
   const rank = patternValue(config.rankPattern, path, config.rank);
   const alpha = patternValue(config.alphaPattern, path, config.alpha);
-  const s = scaling(rank, alpha, config.useRslora);
-  const start = init(weight, { rank, alpha, useRslora: config.useRslora, random: random.split(0), module: path });
-  return adapterLayer(base, weight, start, s, formOf(start, config, weight.dtype), {
-    p: config.dropout,
-    random: random.split(1),
-  });
+  return { rank, alpha, useRslora: config.useRslora };
+}
+
+/** Calls the init; its stages are told to a listener that may be slower than they are. */
+async function startOf(
+  weight: HostTensor,
+  init: Init,
+  options: InitOptions,
+  onStage: (progress: { stage: string; share: number }) => void | Promise<void>,
+): Promise<AdapterInit> {
+  const messenger = new Messenger(onStage);
+  const onProgress = ({ stage, done }: Progress): void => messenger.tell({ stage, share: done });
+  try {
+    return await init(weight, { ...options, decomposition: { ...options.decomposition, onProgress } });
+  } finally {
+    await messenger.settled();
+  }
 }
 
 function formOf(start: AdapterInit, config: ResolvedAdapterConfig, dtype: DType): AdapterForm {
@@ -220,42 +268,4 @@ function adapterLayer(
     scaling: s,
     dropout,
   });
-}
-
-/** How far a trained layer has left the window it started in. */
-export interface Drift {
-  /** ‖U_pᵀ B‖ / ‖B‖ */
-  left: number;
-  /** ‖A V_p‖ / ‖A‖ */
-  right: number;
-}
-
-/**
- * For each layer of a window method, the share of B and A that lies in the singular directions U_p, V_p of the base weight
- * outside the window: 0 at the start, at most 1. The paper shows the orthogonality at the start only; this follows it.
- */
-export async function subspaceDrift(adapter: Adapter): Promise<Map<string, Drift>> {
-  const result = new Map<string, Drift>();
-  for (const [path, layer] of adapter.layers) {
-    if (!layer.window) continue;
-    const { u, vt } = decompose(await layer.base.weight.value.toHost(), path);
-    const a = matrixFromHost(await layer.loraA.value.toHost());
-    const b = matrixFromHost(await layer.loraB.value.toHost());
-    const left = multiplyMatrices(transposeMatrix(u), b); // [k, r]
-    const right = multiplyMatrices(vt, transposeMatrix(a)); // [k, r]
-    result.set(path, { left: shareOutside(left, b, layer.window), right: shareOutside(right, a, layer.window) });
-  }
-  return result;
-}
-
-/** ‖rows of `coordinates` outside the window‖ / ‖whole‖. */
-function shareOutside(coordinates: Matrix, whole: Matrix, window: Window): number {
-  const inside = new Set(window);
-  const square = (x: Float64Array): number => x.reduce((sum, v) => sum + v * v, 0);
-  let outside = 0;
-  for (let d = 0; d < coordinates.rows; d++) {
-    if (!inside.has(d)) outside += square(coordinates.data.subarray(d * coordinates.cols, (d + 1) * coordinates.cols));
-  }
-  const all = square(whole.data);
-  return all === 0 ? 0 : Math.sqrt(outside / all);
 }

@@ -7,6 +7,7 @@ export * from './inits.js';
 export { AdapterLinear, adapterLinear } from './adapterLinear.js';
 export type { AdapterForm, AdapterParts, Factors } from './adapterLinear.js';
 export * from './adapter.js';
+export * from './drift.js';
 export * from './peftConfig.js';
 export * from './peft.js';
 export * from './compress.js';

@@ -1,5 +1,6 @@
 /**
- * How an adapter starts: functions (weight, options) → { a, b, residual }, passed as values.
+ * How an adapter starts: functions (weight, options) → { a, b, residual }, passed as values. Those that decompose the weight
+ * take their time and give a promise.
  *
  * W `[out, in]` = U diag(S) Vᵀ (thin, float64). For a window of r triplets and scaling s:
  *
@@ -9,11 +10,11 @@
  * are PiSSA (arXiv 2404.02948), the smallest r are MiLoRA (arXiv 2406.09044 §3). LoRA (arXiv 2106.09685) and MiCA
  * (arXiv 2604.01694) leave W alone and start from B·A = 0.
  */
-import { convertHost, matrixFromHost, svdMatrix } from '@milora/tensor';
-import type { HostTensor, Philox, Svd } from '@milora/tensor';
+import { TensorError, convertHost, svd, windowSubspace } from '@milora/tensor';
+import type { Certificate, HostTensor, Philox, Subspace, SubspaceOptions } from '@milora/tensor';
 import { MiloraError } from './errors.js';
 import { scaling } from './peftConfig.js';
-import { checkRank, middle, minor, principal, randomWindow } from './window.js';
+import { boundsOf, checkRank, middle, minor, principal, randomWindow } from './window.js';
 import type { Window, WindowSite } from './window.js';
 
 export interface InitOptions {
@@ -23,6 +24,8 @@ export interface InitOptions {
   random: Philox;
   /** Path of the module, for messages. */
   module: string;
+  /** For methods that decompose the weight: where, how exactly, with which cache; progress and signal. */
+  decomposition?: SubspaceOptions;
 }
 
 /** An adapter at its start; matrices are row-major float32. */
@@ -37,9 +40,11 @@ export interface AdapterInit {
   trains: { a: boolean; b: boolean };
   /** The triplets taken, for methods that take some. */
   window?: Window;
+  /** How well the weight determines them, where they are consecutive. */
+  certificate?: Certificate;
 }
 
-export type Init = (weight: HostTensor, options: InitOptions) => AdapterInit;
+export type Init = (weight: HostTensor, options: InitOptions) => AdapterInit | Promise<AdapterInit>;
 
 /** Chooses r of k triplets. */
 export type WindowChoice = (k: number, rank: number, random: Philox, site: WindowSite) => Window;
@@ -50,45 +55,70 @@ function siteOf(weight: HostTensor, options: InitOptions): WindowSite & { k: num
   return { module: options.module, shape: weight.shape, k: Math.min(...weight.shape) };
 }
 
-/** The SVD of a weight, whose values must be finite. Throws `non-finite` naming the module. */
-export function decompose(weight: HostTensor, module: string): Svd {
+/** Waits for a decomposition; an error of it gets the module's name. */
+export async function ofModule<T>(module: string, work: Promise<T>): Promise<T> {
   try {
-    return svdMatrix(matrixFromHost(weight));
+    return await work;
   } catch (cause) {
-    throw new MiloraError('non-finite', `${module}: ${(cause as Error).message}`, { cause });
+    // a signal's reason and a listener's own error are not about the module
+    if (!(cause instanceof TensorError)) throw cause;
+    throw new MiloraError(cause.code, `${module}: ${cause.message}`, { cause });
   }
 }
 
+/**
+ * All triplets of a weight, whose values must be finite.
+ * @throws MiloraError `non-finite` and the other codes of `svd`, naming the module
+ */
+export function decompose(weight: HostTensor, module: string, options?: SubspaceOptions): Promise<Subspace> {
+  return ofModule(module, svd(weight, options));
+}
+
+/** The triplets of a window, or all of them if it has gaps, for there is no way to compute scattered ones alone. */
+async function tripletsOf(weight: HostTensor, window: Window, options: InitOptions): Promise<Subspace> {
+  const { module, decomposition = {} } = options;
+  const bounds = boundsOf(window);
+  if (bounds) return ofModule(module, windowSubspace(weight, bounds.from, bounds.to, decomposition));
+  // all triplets fill several times the space of the weight, which is too much to keep for an ablation
+  const { cache: _, ...rest } = decomposition;
+  return decompose(weight, module, rest);
+}
+
 /** Columns `window` of u as `[rows, r]`, each times a factor. */
-function columns({ u }: Svd, window: Window, factor: (index: number) => number): Float32Array {
+function columns({ u, from }: Subspace, window: Window, factor: (index: number) => number): Float32Array {
   const out = new Float32Array(u.rows * window.length);
   window.forEach((index, j) => {
     const f = factor(index);
-    for (let i = 0; i < u.rows; i++) out[i * window.length + j] = u.data[i * u.cols + index]! * f;
+    for (let i = 0; i < u.rows; i++) out[i * window.length + j] = u.data[i * u.cols + index - from]! * f;
   });
   return out;
 }
 
 /** Rows `window` of vt as `[r, cols]`, each times a factor. */
-function rows({ vt }: Svd, window: Window, factor: (index: number) => number): Float32Array {
+function rows({ vt, from }: Subspace, window: Window, factor: (index: number) => number): Float32Array {
   const out = new Float32Array(window.length * vt.cols);
   window.forEach((index, i) => {
     const f = factor(index);
-    for (let j = 0; j < vt.cols; j++) out[i * vt.cols + j] = vt.data[index * vt.cols + j]! * f;
+    for (let j = 0; j < vt.cols; j++) out[i * vt.cols + j] = vt.data[(index - from) * vt.cols + j]! * f;
   });
   return out;
 }
 
+/** The window taken, with its certificate; that of a whole decomposition says nothing about a part of it. */
+function taken(window: Window, { certificate }: Subspace): Pick<AdapterInit, 'window' | 'certificate'> {
+  return boundsOf(window) ? { window, certificate } : { window };
+}
+
 /** An init that takes the triplets a function chooses. */
 export function windowInit(choose: WindowChoice): Init {
-  return (weight, options) => {
+  return async (weight, options) => {
     const { k, ...site } = siteOf(weight, options);
     const window = choose(k, options.rank, options.random, site);
     const s = scaling(options.rank, options.alpha, options.useRslora);
-    const svd = decompose(weight, options.module);
-    const factor = (index: number): number => Math.sqrt(svd.s[index]! / s);
-    const [a, b] = [rows(svd, window, factor), columns(svd, window, factor)];
-    return { a, b, residual: residualOf(weight, a, b, s), trains: both, window };
+    const triplets = await tripletsOf(weight, window, options);
+    const factor = (index: number): number => Math.sqrt(triplets.s[index - triplets.from]! / s);
+    const [a, b] = [rows(triplets, window, factor), columns(triplets, window, factor)];
+    return { a, b, residual: residualOf(weight, a, b, s), trains: both, ...taken(window, triplets) };
   };
 }
 
@@ -105,7 +135,7 @@ export const middleInit: Init = windowInit((k, rank, _, site) => middle(k, rank,
 export const randomInit: Init = windowInit((k, rank, random, site) => randomWindow(k, rank, random, site));
 
 /** LoRA: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B = 0, the weight untouched. */
-export const loraInit: Init = (weight, options) => {
+export const loraInit = (weight: HostTensor, options: InitOptions): AdapterInit => {
   const { k, ...site } = siteOf(weight, options);
   checkRank(k, options.rank, site);
   const [out, inner] = weight.shape as [number, number];
@@ -115,12 +145,13 @@ export const loraInit: Init = (weight, options) => {
 };
 
 /** MiCA: B = the minor left vectors, frozen; A = 0, trained; the weight untouched. */
-export const micaInit: Init = (weight, options) => {
+export const micaInit: Init = async (weight, options) => {
   const { k, ...site } = siteOf(weight, options);
   const window = minor(k, options.rank, site);
-  const b = columns(decompose(weight, options.module), window, () => 1);
+  const triplets = await tripletsOf(weight, window, options);
+  const b = columns(triplets, window, () => 1);
   const a = new Float32Array(options.rank * weight.shape[1]!);
-  return { a, b, residual: undefined, trains: { a: true, b: false }, window };
+  return { a, b, residual: undefined, trains: { a: true, b: false }, ...taken(window, triplets) };
 };
 
 /** Factors made elsewhere: A `[r, in]`, B `[out, r]`, and the window they came from, if known. */
@@ -136,7 +167,10 @@ export interface GivenFactors {
  * An init from factors made elsewhere, by module path: a PEFT folder or a checkpoint. `split` takes s·B·A out of the weight.
  * Shapes are the caller's care.
  */
-export function factorsInit(factors: ReadonlyMap<string, GivenFactors>, split: boolean): Init {
+export function factorsInit(
+  factors: ReadonlyMap<string, GivenFactors>,
+  split: boolean,
+): (weight: HostTensor, options: InitOptions) => AdapterInit {
   return (weight, { module, rank, alpha, useRslora }) => {
     const found = factors.get(module);
     if (!found) throw new MiloraError('factors', `${module}: expected factors A and B, got none`);
@@ -172,5 +206,5 @@ export const methods = {
   mica: micaInit,
   middle: middleInit,
   random: randomInit,
-} as const;
+} as const satisfies Record<string, Init>;
 export type MethodName = keyof typeof methods;

@@ -18,6 +18,7 @@ export interface Provenance {
   adapter: ResolvedAdapterConfig;
   /** Triplets taken per module: first and one past the last index, or the list of indices. */
   windows: Record<string, { from: number; to: number } | readonly number[]>;
+  /** How the triplets were computed. */
   svd: string;
   form: string;
   base: {
@@ -52,12 +53,13 @@ export function provenanceOf(
     forms.add(layer.form);
     if (layer.window) windows[path] = boundsOf(layer.window) ?? layer.window;
   }
+  const svdMethods = new Set([...adapter.certificates.values()].map(({ method }) => method));
   return {
     version: PROVENANCE_VERSION,
     method,
     adapter: adapter.config,
     windows,
-    svd: 'one-sided Jacobi, float64',
+    svd: ['float64', ...svdMethods].join(', '),
     form: [...forms].join(', '),
     base,
   };

@@ -132,10 +132,10 @@ interface Started extends Known {
   bound: number;
 }
 
-function start(given: Case, init: Init): Started {
+async function start(given: Case, init: Init): Promise<Started> {
   const weight = known(...given.shape, given.values, given.seed);
   const [out, inner] = given.shape;
-  const result = init(weight.weight, optionsOf(given));
+  const result = await init(weight.weight, optionsOf(given));
   const rank = result.a.length / inner;
   const [a, b] = [matrix(rank, inner, result.a), matrix(out, rank, result.b)];
   const residual = matrix(out, inner, result.residual ?? residualOf(weight.weight, result.a, result.b, given.s));
@@ -156,14 +156,14 @@ const windowMethods: [string, Init, ((k: number, rank: number) => Window) | unde
 ];
 
 describe.each(windowMethods)('%s', (name, method, window) => {
-  const holds = (check: (started: Started, given: Case) => void): void =>
+  const holds = (check: (started: Started, given: Case) => void | Promise<void>): Promise<void> =>
     fc.assert(
-      fc.property(cases, (given) => check(start(given, method), given)),
+      fc.asyncProperty(cases, async (given) => check(await start(given, method), given)),
       runs,
     );
 
-  it('splits the weight: W_res + s·B·A = W', () => {
-    holds(({ w, residual, product }) => {
+  it('splits the weight: W_res + s·B·A = W', async () => {
+    await holds(({ w, residual, product }) => {
       // the residual absorbs the rounding of A and B, so only its own is left
       const limit = residual.data.map((x, i) => EPSILON * Math.abs(x) + 1e-13 * (Math.abs(w.data[i]!) + Math.abs(x)));
       residual.data.forEach((x, i) => {
@@ -172,8 +172,8 @@ describe.each(windowMethods)('%s', (name, method, window) => {
     });
   });
 
-  it('takes the window it is named after', () => {
-    holds(({ init, k }, { rank }) => {
+  it('takes the window it is named after', async () => {
+    await holds(({ init, k }, { rank }) => {
       expect(init.residual).toBeDefined();
       expect(init.trains).toEqual({ a: true, b: true });
       expect(init.window).toHaveLength(rank);
@@ -181,8 +181,8 @@ describe.each(windowMethods)('%s', (name, method, window) => {
     });
   });
 
-  it('shares its singular values equally: s·BᵀB = s·A·Aᵀ = diag(S_window)', () => {
-    holds(({ a, b, s, init, bound }, given) => {
+  it('shares its singular values equally: s·BᵀB = s·A·Aᵀ = diag(S_window)', async () => {
+    await holds(({ a, b, s, init, bound }, given) => {
       const expected = init.window!.map((index) => s[index]!);
       for (const gram of [times(transposeMatrix(b), b), times(a, transposeMatrix(a))]) {
         gram.data.forEach((x, at) => {
@@ -193,24 +193,24 @@ describe.each(windowMethods)('%s', (name, method, window) => {
     });
   });
 
-  it('leaves nothing of its subspace behind: BᵀW_res = 0 and W_res·Aᵀ = 0', () => {
-    holds(({ a, b, residual, bound }) => {
+  it('leaves nothing of its subspace behind: BᵀW_res = 0 and W_res·Aᵀ = 0', async () => {
+    await holds(({ a, b, residual, bound }) => {
       expect(norm(times(transposeMatrix(b), residual))).toBeLessThanOrEqual(bound * norm(b));
       expect(norm(times(residual, transposeMatrix(a)))).toBeLessThanOrEqual(bound * norm(a));
     });
   });
 
-  it('leaves the other singular values: rank(W_res) = k − r', () => {
-    holds(({ residual, s, k, init, bound }) => {
+  it('leaves the other singular values: rank(W_res) = k − r', async () => {
+    await holds(({ residual, s, k, init, bound }) => {
       const rest = [...Array(k).keys()].filter((i) => !init.window!.includes(i)).map((i) => s[i]!);
       const left = svdMatrix(residual).s;
       left.forEach((value, i) => expect(Math.abs(value - (rest[i] ?? 0))).toBeLessThanOrEqual(bound));
     });
   });
 
-  it('is orthogonal to the singular vectors outside the window: U_pᵀB = 0, where they are determined', () => {
+  it('is orthogonal to the singular vectors outside the window: U_pᵀB = 0, where they are determined', async () => {
     let compared = 0;
-    holds(({ b, u, s, k, init, bound }) => {
+    await holds(({ b, u, s, k, init, bound }) => {
       const inside = init.window!;
       const outside = [...Array(k).keys()].filter((i) => !inside.includes(i));
       const gaps = outside.flatMap((i) => inside.map((j) => Math.abs(s[i]! - s[j]!)));
@@ -224,9 +224,9 @@ describe.each(windowMethods)('%s', (name, method, window) => {
     expect(compared).toBeGreaterThan(50);
   });
 
-  it(`is the same whatever alpha and rsLoRA scale by (${name})`, () => {
-    holds(({ product, bound }, given) => {
-      const plain = start({ ...given, alpha: given.rank, useRslora: false, s: 1 }, method);
+  it(`is the same whatever alpha and rsLoRA scale by (${name})`, async () => {
+    await holds(async ({ product, bound }, given) => {
+      const plain = await start({ ...given, alpha: given.rank, useRslora: false, s: 1 }, method);
       expect(norm(minus(product, plain.product))).toBeLessThanOrEqual(bound);
     });
   });
@@ -240,9 +240,9 @@ function selection(k: number, columns: readonly number[]): Matrix {
 }
 
 describe('windows of one weight', () => {
-  it('that share nothing and leave nothing out add up to it', () => {
-    fc.assert(
-      fc.property(cases, fc.infiniteStream(fc.integer({ min: 1, max: 5 })), (given, lengths) => {
+  it('that share nothing and leave nothing out add up to it', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, fc.infiniteStream(fc.integer({ min: 1, max: 5 })), async (given, lengths) => {
         const { w, k } = known(...given.shape, given.values, given.seed);
         let rest = w;
         for (let from = 0; from < k;) {
@@ -252,9 +252,11 @@ describe('windows of one weight', () => {
           const first = from;
           rest = minus(
             rest,
-            start(
-              part,
-              windowInit((all) => range(all, first, to)),
+            (
+              await start(
+                part,
+                windowInit((all) => range(all, first, to)),
+              )
             ).product,
           );
           from = to;
@@ -268,12 +270,12 @@ describe('windows of one weight', () => {
   it.each([
     ['milora', miloraInit, (k: number, rank: number) => k - rank - 1],
     ['pissa', pissaInit, (_: number, rank: number) => rank],
-  ])('are nested: one rank more of %s adds one triplet', (_, method, added) => {
-    fc.assert(
-      fc.property(cases, (given) => {
+  ])('are nested: one rank more of %s adds one triplet', async (_, method, added) => {
+    await fc.assert(
+      fc.asyncProperty(cases, async (given) => {
         const more = { ...given, rank: given.rank + 1, s: scaling(given.rank + 1, given.alpha, given.useRslora) };
         fc.pre(more.rank <= Math.min(...given.shape));
-        const [small, large] = [start(given, method), start(more, method)];
+        const [small, large] = [await start(given, method), await start(more, method)];
         const difference = svdMatrix(minus(large.product, small.product)).s;
         const expected = small.s[added(small.k, given.rank)]!;
         difference.forEach((value, i) =>
@@ -284,16 +286,16 @@ describe('windows of one weight', () => {
     );
   });
 
-  it('of milora hold the least of the weight that r directions can hold, of pissa the most', () => {
-    fc.assert(
-      fc.property(cases, (given) => {
+  it('of milora hold the least of the weight that r directions can hold, of pissa the most', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async (given) => {
         for (const method of [miloraInit, pissaInit]) {
-          const { product, s, init, bound } = start(given, method);
+          const { product, s, init, bound } = await start(given, method);
           const expected = Math.hypot(...init.window!.map((i) => s[i]!));
           expect(Math.abs(norm(product) - expected)).toBeLessThanOrEqual(bound);
         }
         const { rank } = given;
-        const [least, most] = [start(given, miloraInit), start(given, pissaInit)];
+        const [least, most] = [await start(given, miloraInit), await start(given, pissaInit)];
         expect(norm(least.product)).toBeLessThanOrEqual(norm(most.product) + rounding(rank) * norm(least.w));
       }),
       runs,
@@ -302,10 +304,10 @@ describe('windows of one weight', () => {
 });
 
 describe('lora', () => {
-  it('starts from B = 0 and A within 1/√in, whatever the weight', () => {
-    fc.assert(
-      fc.property(cases, (given) => {
-        const { init, a, residual, w } = start(given, loraInit);
+  it('starts from B = 0 and A within 1/√in, whatever the weight', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async (given) => {
+        const { init, a, residual, w } = await start(given, loraInit);
         expect(init).toMatchObject({ residual: undefined, trains: { a: true, b: true } });
         expect(init.window).toBeUndefined();
         expect(init.b).toEqual(new Float32Array(given.shape[0] * given.rank));
@@ -340,10 +342,10 @@ describe('lora', () => {
 });
 
 describe('mica', () => {
-  it('freezes orthonormal minor directions and starts from A = 0', () => {
-    fc.assert(
-      fc.property(cases, (given) => {
-        const { init, b, w, s, k, residual } = start(given, micaInit);
+  it('freezes orthonormal minor directions and starts from A = 0', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async (given) => {
+        const { init, b, w, s, k, residual } = await start(given, micaInit);
         expect(init).toMatchObject({
           residual: undefined,
           trains: { a: true, b: false },
@@ -371,17 +373,17 @@ describe('refusals', () => {
   const weight = (data: number[]): HostTensor => ({ dtype: 'f32', shape: [2, 3], data: Float32Array.from(data) });
   const options: InitOptions = { rank: 2, alpha: 2, useRslora: false, random: new Philox(1), module: 'h.0.q_proj' };
 
-  it.each(Object.entries(methods))('%s: a rank above min(out, in)', (_, init) => {
-    const attempt = (): AdapterInit => init(weight([1, 2, 3, 4, 5, 6]), { ...options, rank: 3 });
-    expect(attempt).toThrow(MiloraError);
-    expect(attempt).toThrow(/h\.0\.q_proj: expected a rank ≤ 2.* shape \[2, 3\], got 3/);
+  it.each(Object.entries(methods))('%s: a rank above min(out, in)', async (_, init) => {
+    const attempt = async (): Promise<AdapterInit> => init(weight([1, 2, 3, 4, 5, 6]), { ...options, rank: 3 });
+    await expect(attempt()).rejects.toThrow(MiloraError);
+    await expect(attempt()).rejects.toThrow(/h\.0\.q_proj: expected a rank ≤ 2.* shape \[2, 3\], got 3/);
   });
 
-  it.each([NaN, Infinity, -Infinity])('a weight with %s, naming module and entry', (bad) => {
-    const attempt = (): AdapterInit => miloraInit(weight([1, 2, 3, 4, bad, 6]), options);
-    expect(attempt).toThrow(MiloraError);
-    expect(attempt).toThrow(new RegExp(`h\\.0\\.q_proj: .*finite.* got ${bad} at \\[1, 1\\]`));
-    expect(() => decompose(weight([1, 2, 3, 4, bad, 6]), 'h.0.q_proj')).toThrow(MiloraError);
+  it.each([NaN, Infinity, -Infinity])('a weight with %s, naming module and entry', async (bad) => {
+    const attempt = async (): Promise<AdapterInit> => miloraInit(weight([1, 2, 3, 4, bad, 6]), options);
+    await expect(attempt()).rejects.toThrow(MiloraError);
+    await expect(attempt()).rejects.toThrow(new RegExp(`h\\.0\\.q_proj: .*finite.* got ${bad} at \\[1, 1\\]`));
+    await expect(decompose(weight([1, 2, 3, 4, bad, 6]), 'h.0.q_proj')).rejects.toMatchObject({ code: 'non-finite' });
   });
 
   it('factors made elsewhere that do not cover the module', () => {
@@ -391,13 +393,15 @@ describe('refusals', () => {
 });
 
 describe('16-bit weights', () => {
-  it('are decomposed as the values they hold', () => {
+  it('are decomposed as the values they hold', async () => {
     // 1.5, −2, 0.25, 3, 1, −0.5 in bf16 and in float32
     const bits = Uint16Array.of(0x3fc0, 0xc000, 0x3e80, 0x4040, 0x3f80, 0xbf00);
     const values = Float32Array.of(1.5, -2, 0.25, 3, 1, -0.5);
     const options: InitOptions = { rank: 1, alpha: 1, useRslora: false, random: new Philox(1), module: 'layer' };
-    const narrow = miloraInit({ dtype: 'bf16', shape: [2, 3], data: bits }, options);
-    expect(narrow).toEqual(miloraInit({ dtype: 'f32', shape: [2, 3], data: values }, options));
+    // the certificates need not agree: what counts as a tie depends on the rounding of the input
+    const { certificate: _, ...narrow } = await miloraInit({ dtype: 'bf16', shape: [2, 3], data: bits }, options);
+    const { certificate: __, ...wide } = await miloraInit({ dtype: 'f32', shape: [2, 3], data: values }, options);
+    expect(narrow).toEqual(wide);
     expect(residualOf({ dtype: 'bf16', shape: [2, 3], data: bits }, narrow.a, narrow.b, 1)).toEqual(
       residualOf({ dtype: 'f32', shape: [2, 3], data: values }, narrow.a, narrow.b, 1),
     );

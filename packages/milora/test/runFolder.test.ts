@@ -285,7 +285,7 @@ describe('a process', () => {
   const args = (out: string): string[] => [
     ...['train', '--model', fixture.at('model'), '--data', fixture.at('sums.jsonl'), '--out', out],
     ...['--rank', '3', '--dropout', '0.1', '--batch', '4', '--accumulate', '2', '--lr', '1e-3'],
-    ...['--steps', '150', '--eval-every', '20', '--save-every', '7', '--no-drift'],
+    ...['--steps', '150', '--eval-every', '20', '--save-every', '7', '--no-drift', '--svd-cache', 'none'],
   ];
 
   it('killed with SIGKILL goes on to the bit', async () => {

@@ -1,10 +1,13 @@
 #!/usr/bin/env node
 /** The `milora` command: connects `command.ts` to the process. Ctrl-C once ends the work in order, twice at once. */
 import { createInterface } from 'node:readline';
+import { homedir } from 'node:os';
 import { main } from './command.js';
+import { userCacheFolder } from './svdCache.js';
 import { INTERRUPTED } from './verb.js';
 
 const interrupt = new AbortController();
+const cacheFolder = userCacheFolder(process.env, process.platform, homedir);
 process.on('SIGINT', () => {
   if (interrupt.signal.aborted) process.exit(INTERRUPTED);
   interrupt.abort();
@@ -26,4 +29,5 @@ process.exitCode = await main(process.argv.slice(2), {
     return input;
   },
   signal: interrupt.signal,
+  ...(cacheFolder !== undefined && { cacheFolder }),
 });

@@ -9,12 +9,20 @@ import type { Io } from './verb.js';
 
 export type Reporter = (event: RunEvent) => void;
 
-/** One JSON object per event on stdout. */
+/** One JSON object per event on stdout; of the stages within a module one a second. */
 export function jsonReporter(io: Io): Reporter {
-  return (event) => io.stdout.write(`${JSON.stringify(event)}\n`);
+  let shown = -Infinity;
+  return (event) => {
+    if (event.type === 'init') {
+      if (event.stage !== undefined && performance.now() - shown < JSON_INTERVAL) return;
+      shown = performance.now();
+    }
+    io.stdout.write(`${JSON.stringify(event)}\n`);
+  };
 }
 
-/** Milliseconds between plain lines, and between changes of the line on a terminal. */
+/** Milliseconds between JSON objects of stages, between plain lines, and between changes of the line on a terminal. */
+const JSON_INTERVAL = 1000;
 const PLAIN_INTERVAL = 5000;
 const LIVE_INTERVAL = 100;
 
@@ -49,9 +57,15 @@ export function textReporter(io: Io, resume: (out: string) => string): Reporter 
         return say(`\n${event.text}\n`);
       case 'init':
         if (event.done < event.total) {
-          return update(`decomposing ${event.done + 1}/${event.total} ${event.module}`, event.done === 0);
+          const stage = event.stage === undefined ? '' : `  ${event.stage} ${Math.floor(100 * (event.share ?? 0))} %`;
+          const isFirst = event.done === 0 && stage === '';
+          return update(`decomposing ${event.done + 1}/${event.total} ${event.module}${stage}`, isFirst);
         }
         return say(`adapter on ${event.total} layers`);
+      case 'uncertain':
+        return say(uncertainLine(event));
+      case 'warning':
+        return say(`warning: ${event.message}`);
       case 'start': {
         const share = event.trainable < event.parameters ? ` of ${count(event.parameters)}` : '';
         say(`training ${count(event.trainable)}${share} parameters`);
@@ -102,6 +116,19 @@ function dataLines(role: keyof typeof ROLES, report: DataReport, examples: numbe
     lines.push(`  ${count(report.dropped)} examples were dropped: their prompt alone fills the longest length`);
   if (report.ignoredFields.length > 0) lines.push(`  fields not used: ${report.ignoredFields.join(', ')}`);
   return lines;
+}
+
+function uncertainLine({ tied, sensitive }: { tied: string[]; sensitive: string[] }): string {
+  const named = (paths: string[]): string =>
+    paths.slice(0, 3).join(', ') + (paths.length > 3 ? `, … (${paths.length} in all)` : '');
+  const parts = [
+    ...(tied.length > 0 ? [`equal in ${named(tied)}`] : []),
+    ...(sensitive.length > 0 ? [`nearly equal in ${named(sensitive)}`] : []),
+  ];
+  return (
+    `note: the singular values on both sides of the window's edge are ${parts.join('; ')}: ` +
+    'the start is exact, but another program may choose other directions there'
+  );
 }
 
 export function summaryLines(s: RunSummary): string[] {

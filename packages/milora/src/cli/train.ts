@@ -11,6 +11,7 @@ import type { PresetName } from '../presets.js';
 import { commonOptions, required } from './options.js';
 import type { OptionTable, Parsed } from './options.js';
 import { jsonReporter, textReporter } from './report.js';
+import { svdCacheOf, svdCacheOption } from './svdCache.js';
 import { trainingOf, trainingTable } from './trainingOptions.js';
 import { INTERRUPTED, backendOptions, jsonOption, onBackend } from './verb.js';
 import type { Verb } from './verb.js';
@@ -82,6 +83,7 @@ const table = {
   },
   'no-drift': { type: 'flag', help: 'leave out the subspace drift, which takes the SVDs again' },
   ...backendOptions,
+  ...svdCacheOption,
   ...jsonOption,
   ...commonOptions,
 } as const satisfies OptionTable;
@@ -94,10 +96,12 @@ export const train: Verb<typeof table> = {
   example: 'milora train --model models/SmolLM2-135M --data train.jsonl --rank 8 --epochs 1 --out runs/first',
   async run(parsed, io) {
     const { values } = parsed;
+    const cache = svdCacheOf(values['svd-cache'], io);
     const hooks: RunHooks = {
       onEvent: values.json ? jsonReporter(io) : textReporter(io, (out) => `milora train --resume ${out}`),
       ...(io.signal && { signal: io.signal }),
       ...(values['show-masking'] && { showMasking: 3 }),
+      ...(cache && { cache }),
     };
     return exitCode(
       values.resume === undefined ? await begin(parsed, hooks) : await goOn(parsed, values.resume, hooks),
@@ -162,6 +166,7 @@ const RESUMABLE = [
   'config',
   'backend',
   'threads',
+  'svd-cache',
   'json',
   'debug',
 ];

@@ -15,6 +15,8 @@ export interface Io {
   lines?: () => AsyncIterable<string>;
   /** Ctrl-C. */
   signal?: AbortSignal;
+  /** The user's folder for what may be lost. Without it nothing is kept that no option asks for. */
+  cacheFolder?: string;
 }
 
 export interface Verb<T extends OptionTable = OptionTable> {

@@ -4,9 +4,11 @@
  */
 import { loadModel } from '@milora/llama/node';
 import type { LlamaForCausalLM } from '@milora/llama';
+import type { Certificate } from '@milora/tensor';
 import { resolve } from 'node:path';
-import { inject, subspaceDrift } from '../adapter.js';
+import { inject } from '../adapter.js';
 import type { Adapter } from '../adapter.js';
+import { subspaceDrift } from '../drift.js';
 import { MiloraError } from '../errors.js';
 import { forgetting } from '../evaluate.js';
 import { methods } from '../inits.js';
@@ -205,13 +207,17 @@ async function runFinetune(
         return adapter!;
       },
       async inject(init) {
+        let cacheError: unknown;
         adapter = await inject(model, init, adapterConfig(options), {
           onProgress: async (progress) => {
             await hooks.onEvent?.({ type: 'init', ...progress });
             await pause();
           },
+          onCacheError: (error) => (cacheError = error),
           ...(hooks.signal && { signal: hooks.signal }),
+          ...(hooks.cache && { cache: hooks.cache }),
         });
+        await reportInit(adapter, cacheError, hooks);
       },
       trainer: () => new Trainer(model, data.batches, trainerOptions(options, data, model, hooks.signal)),
     };
@@ -278,6 +284,18 @@ function absolutePaths(options: FinetuneOptions): FinetuneOptions {
 function adapterConfig(options: FinetuneOptions): Parameters<typeof inject>[2] {
   const { rank, alpha, targets, rslora, dropout, form, seed } = options;
   return { rank, alpha: alpha ?? rank, targetModules: targets, useRslora: rslora, dropout, form, seed };
+}
+
+/** Says what is no error but should be known of an adapter's start. */
+async function reportInit(adapter: Adapter, cacheError: unknown, hooks: RunHooks): Promise<void> {
+  if (cacheError !== undefined) {
+    const { message } = cacheError as Error;
+    await hooks.onEvent?.({ type: 'warning', message: `decompositions are not kept for other runs: ${message}` });
+  }
+  const having = (verdict: Certificate['verdict']): string[] =>
+    [...adapter.certificates].filter(([, certificate]) => certificate.verdict === verdict).map(([path]) => path);
+  const [sensitive, tied] = [having('sensitive'), having('tied')];
+  if (sensitive.length + tied.length > 0) await hooks.onEvent?.({ type: 'uncertain', sensitive, tied });
 }
 
 async function largestDrift(adapter: Adapter): Promise<RunSummary['drift']> {

@@ -3,12 +3,13 @@ import { parseLlamaConfig } from '@milora/llama';
 import type { LlamaConfig } from '@milora/llama';
 import { loadModel } from '@milora/llama/node';
 import { openSafetensorsFile, openSafetensorsFolder } from '@milora/tensor/node';
+import { singularValues } from '@milora/tensor';
 import type { TensorSource } from '@milora/tensor';
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { linearLayers } from '../adapter.js';
 import { MiloraError } from '../errors.js';
-import { decompose } from '../inits.js';
+import { ofModule } from '../inits.js';
 import type { PeftLoraConfig } from '../peftConfig.js';
 import type { Provenance } from '../provenance.js';
 import { expandTargetAliases, selectTargets } from '../targets.js';
@@ -133,7 +134,7 @@ async function spectrumOf(path: string, targets: string | readonly string[]): Pr
   try {
     const linears = linearLayers(model);
     for (const module of selectTargets([...linears.keys()], expandTargetAliases(targets))) {
-      const { s } = decompose(await linears.get(module)!.weight.value.toHost(), module);
+      const { s } = await ofModule(module, singularValues(linears.get(module)!.weight.value));
       const [largest, smallest] = [s[0] ?? 0, s[s.length - 1] ?? 0];
       rows.push({ module, largest, smallest, condition: largest / smallest });
       await pause();

@@ -5,7 +5,9 @@
 import { loadTokenizer } from '@milora/llama/node';
 import type { LlamaConfig, LlamaForCausalLM, Tokenizer } from '@milora/llama';
 import type { ScheduleName } from '@milora/autograd';
+import type { SubspaceCache } from '@milora/tensor';
 import { stat } from 'node:fs/promises';
+import type { InjectProgress } from '../adapter.js';
 import { BatchIterator } from '../batches.js';
 import { describeMasking } from '../tokenize.js';
 import type { TokenizedExample } from '../tokenize.js';
@@ -67,8 +69,11 @@ export interface ResolvedTraining {
 export type RunEvent =
   | { type: 'data'; role: 'train' | 'valid' | 'forgetting'; report: DataReport; examples: number }
   | { type: 'masking'; text: string }
-  /** A module's adapter is about to be made; `done = total` at the end. */
-  | { type: 'init'; done: number; total: number; module: string }
+  /** A module's adapter is about to be made, or in the making; `done = total` at the end. */
+  | ({ type: 'init' } & InjectProgress)
+  /** Modules whose window the weights do not fully determine, see `Certificate`. */
+  | { type: 'uncertain'; sensitive: string[]; tied: string[] }
+  | { type: 'warning'; message: string }
   | { type: 'start'; step: number; steps: number; out: string; trainable: number; parameters: number; resumed: boolean }
   | StepEvent
   | EvalEvent
@@ -103,6 +108,8 @@ export interface RunHooks {
   signal?: AbortSignal;
   /** Examples whose masking is shown, as events. Default 0. */
   showMasking?: number;
+  /** Decompositions of earlier runs, and of this one for later ones. */
+  cache?: SubspaceCache;
 }
 
 export interface RunResult {

@@ -14,10 +14,19 @@ export interface ChildOutcome {
 /** Runs the command; `onOutput` sees what stdout has so far and may send a signal. */
 export function spawnMilora(
   args: readonly string[],
+  onOutput?: (out: string, kill: (signal: NodeJS.Signals) => void) => void,
+): Promise<ChildOutcome> {
+  return spawnSource('../../src/cli/main.ts', args, onOutput);
+}
+
+/** Runs a source file, named relative to this one. */
+export function spawnSource(
+  file: string,
+  args: readonly string[],
   onOutput: (out: string, kill: (signal: NodeJS.Signals) => void) => void = () => undefined,
 ): Promise<ChildOutcome> {
   const loader = ['--conditions=milora-source', '--import', path('./typescriptLoader.mjs'), '--no-warnings'];
-  const child = spawn(process.execPath, [...loader, path('../../src/cli/main.ts'), ...args], {
+  const child = spawn(process.execPath, [...loader, path(file), ...args], {
     env: { ...process.env, MILORA_LOADER: '', NODE_OPTIONS: '' },
   });
   let [out, err] = ['', ''];
