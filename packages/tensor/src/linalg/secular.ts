@@ -97,13 +97,15 @@ export class SecularEquation {
     for (let step = 0; step < MOST_STEPS; step++) {
       this.steps++;
       const g = this.evaluate(tau);
-      if (Math.abs(g) <= UNIT * this.rounding(tau)) return tau;
+      if (g === 0) return tau;
       if (g < 0) low = tau;
       else high = tau;
       // two models of g; the other one when this one does not get on
       if (Math.abs(g) > 0.1 * before) fixed = !fixed;
       before = Math.abs(g);
       let next = tau + this.modelStep(tau, g, fixed);
+      // the bound is generous with many poles, and the last step costs nothing
+      if (Math.abs(g) <= UNIT * this.rounding(tau)) return next > low && next < high ? next : tau;
       const impatient = step > PATIENCE && step % 3 === 0;
       if (impatient || !(next > low && next < high)) next = between(low, high);
       if (!(next > low && next < high)) return tau;
