@@ -334,7 +334,7 @@ export function reflectRows(begin: i32, end: i32): void {
 }
 
 // ---- one-sided Jacobi on pairs of row blocks ----
-// Slots: 0 x, 1 elements from row to row, 2 columns of inner products, 3 columns, 4 rows, 5 pairs of blocks, 6 and 7 tolerance. A block has BLOCK rows, and both blocks of a pair together at most PAIR.
+// Slots: 0 x, 1 elements from row to row, 2 columns of inner products, 3 columns, 4 rows, 5 pairs of blocks, 6 and 7 tolerance, 8 rotations of each pair. A block has BLOCK rows, and both blocks of a pair together at most PAIR.
 
 const BLOCK: i32 = 12;
 const PAIR: i32 = 2 * BLOCK;
@@ -465,6 +465,8 @@ export function jacobiRound(begin: i32, end: i32): void {
     innerProducts(g, first, beyond, panels);
     memory.fill(j, 0, <usize>(PAIR * PAIR) << 3);
     for (let r = 0; r < PAIR; r++) store<f64>(j + (<usize>(r * PAIR + r) << 3), 1);
-    if (rotatePairs(g, j, inside, double(6)) > 0) rotateRows(j, first, beyond, panels);
+    const rotations = rotatePairs(g, j, inside, double(6));
+    store<i32>(ptr(8) + (<usize>t << 2), rotations);
+    if (rotations > 0) rotateRows(j, first, beyond, panels);
   }
 }

@@ -12,7 +12,7 @@ import { Tensor } from '../tensor.js';
 import { leadingTriplets, suitsGolubKahan } from './golubKahan.js';
 import { matrixFromHost, transposeMatrix } from './matrix.js';
 import { minorTriplets, suitsShiftInvert } from './minor.js';
-import { certify, measure, slice } from './rayleighRitz.js';
+import { certify, largest, measure, slice } from './rayleighRitz.js';
 import { exponentToOne, largestMagnitude, scaleByPowerOfTwo } from './scaling.js';
 import { part, runSteps, type Steps } from './steps.js';
 import type { Method, Subspace, SubspaceOptions } from './subspace.js';
@@ -223,7 +223,7 @@ function* attempt(
     const { triplets, size } = found;
     const guards = triplets.s.length - (to - from);
     const window = slice(triplets, guards, triplets.s.length);
-    const above = guards === 0 ? undefined : triplets.s[guards - 1]! - triplets.residuals[guards - 1]!;
+    const above = guards === 0 ? undefined : { value: triplets.s[guards - 1]!, error: triplets.residuals[guards - 1]! };
     const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(guards) };
     return { from, ...window, certificate: certify(method, evidence, { above }, size, host.dtype) };
   }
@@ -231,7 +231,7 @@ function* attempt(
     if (from !== 0) return undefined;
     const { triplets } = yield* leadingTriplets(b, to, options.tolerance ?? TOLERANCE / 10, workspace);
     const window = slice(triplets, 0, to);
-    const below = triplets.s[to]! + triplets.residuals[to]!;
+    const below = { value: triplets.s[to]!, error: triplets.residuals[to]! };
     const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(0, to) };
     return { from, ...window, certificate: certify(method, evidence, { below }, window.s[0]!, host.dtype) };
   }
@@ -245,9 +245,9 @@ function* attempt(
   const window = slice(whole, from, to);
   const evidence = { s: window.s, ...measure(b, window.u, window.s, window.vt, workspace) };
   // what was left out is as exact as what was taken
-  const error = evidence.residuals.reduce((x, y) => Math.max(x, y), 0);
-  const above = from === 0 ? undefined : whole.s[from - 1]! - error;
-  const below = to === k ? undefined : whole.s[to]! + error;
+  const error = largest(evidence.residuals);
+  const above = from === 0 ? undefined : { value: whole.s[from - 1]!, error };
+  const below = to === k ? undefined : { value: whole.s[to]!, error };
   return { from, ...window, certificate: certify(method, evidence, { above, below }, whole.s[0]!, host.dtype) };
 }
 

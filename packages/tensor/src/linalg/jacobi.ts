@@ -62,12 +62,15 @@ export function* orthogonaliseRows(x: Matrix, n: number, workspace: Workspace, n
   for (let sweeps = 0; sweeps < MOST_SWEEPS; sweeps++) {
     const open = sweeps > 0 || nearly ? openPairs(x, n, tolerance, workspace) : undefined;
     if (open?.size === 0) return sweeps;
+    let rotations = 0;
     for (const [i, round] of rounds.entries()) {
       const pairs = open ? round.filter(([p, q]) => open.has(p * blocks + q)) : round;
       if (pairs.length === 0) continue;
       yield { stage: 'jacobi', done: Math.min(0.99, (sweeps + i / rounds.length) / USUAL_SWEEPS) };
-      workspace.jacobiRound(x, n, pairs.flat(), tolerance);
+      rotations += workspace.jacobiRound(x, n, pairs.flat(), tolerance);
     }
+    // what the two ways of summing up differ by may leave pairs open in which there is nothing to rotate
+    if (rotations === 0) return sweeps + 1;
   }
   throw new TensorError('no-convergence', `jacobi: expected convergence in ${MOST_SWEEPS} sweeps, got none`);
 }

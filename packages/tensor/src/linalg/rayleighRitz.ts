@@ -5,7 +5,7 @@
  * YᵀB = P S Vᵀ gives u = Y P with uᵀB = S Vᵀ to rounding; what is left over, B v − s u, is the residual.
  */
 import type { DType } from '../dtype.js';
-import { dot, zeroMatrix, type Matrix } from './matrix.js';
+import { zeroMatrix, type Matrix } from './matrix.js';
 import type { Steps } from './steps.js';
 import type { Certificate, Method } from './subspace.js';
 import { jacobiSvd } from './svd.js';
@@ -100,44 +100,38 @@ export function roundingOf(dtype: DType): number {
   return dtype === 'f64' ? 2 ** -50 : 2 ** -24;
 }
 
-/** The certificate of a window with residuals, whose neighbours outside are known up to an error. */
+/** A singular value and the most that it is off. */
+export interface Neighbour {
+  value: number;
+  error: number;
+}
+
+/** The certificate of a window with residuals, between neighbours outside, for a matrix of norm `size` (or a lower bound of it). */
 export function certify(
   method: Method,
   { s, residuals, orthogonality }: Pick<Triplets, 's' | 'residuals' | 'orthogonality'>,
-  /** Singular values just above and just below the window, as far as there are any, moved towards it by their error. */
-  neighbours: { above?: number | undefined; below?: number | undefined },
-  /** ‖A‖, or a lower bound of it. */
+  neighbours: { above?: Neighbour | undefined; below?: Neighbour | undefined },
   size: number,
   dtype: DType,
 ): Certificate {
-  const [first, last] = [s[0]!, s[s.length - 1]!];
-  const above = neighbours.above === undefined ? Infinity : neighbours.above - first;
-  const below = neighbours.below === undefined ? Infinity : last - neighbours.below;
-  const worst = residuals.reduce((a, b) => Math.max(a, b), 0);
-  const distance = Math.max(0, Math.min(above, below));
-  if (size === 0) {
-    const tied = distance !== Infinity;
-    return {
-      method,
-      residual: 0,
-      orthogonality,
-      gap: tied ? 0 : Infinity,
-      angle: tied ? 1 : 0,
-      verdict: tied ? 'tied' : 'determined',
-    };
-  }
-  const gap = distance / size;
-  const residual = worst / size;
-  const angle = gap === Infinity ? 0 : Math.min(1, residual / gap || (gap > 0 ? 0 : 1));
-  const verdict = gap <= roundingOf(dtype) ? 'tied' : angle <= 1e-5 ? 'determined' : 'sensitive';
+  const { above, below } = neighbours;
+  const distances: Neighbour[] = [];
+  if (above) distances.push({ value: above.value - s[0]!, error: above.error });
+  if (below) distances.push({ value: s[s.length - 1]! - below.value, error: below.error });
+  const unit = size > 0 ? size : 1; // of the zero matrix everything is zero
+  const residual = largest(residuals) / unit;
+  const gap = Math.max(0, Math.min(...distances.map(({ value, error }) => value - error)) / unit);
+  const angle = gap === Infinity ? 0 : gap === 0 ? 1 : Math.min(1, residual / gap);
+  const tied = Math.min(...distances.map(({ value }) => value)) <= roundingOf(dtype) * size;
+  const verdict = tied ? 'tied' : angle <= DETERMINED ? 'determined' : 'sensitive';
   return { method, residual, orthogonality, gap, angle, verdict };
 }
 
-/** The largest norm of a row and of a column: a lower bound of ‖A‖, within √k of it. */
-export function largestRow(a: Matrix): number {
-  let most = 0;
-  for (let i = 0; i < a.rows; i++) most = Math.max(most, dot(a.data, i * a.cols, i * a.cols, a.cols));
-  return Math.sqrt(most);
+/** Angle bounds up to this are no matter of concern. */
+const DETERMINED = 1e-5;
+
+export function largest(values: Float64Array): number {
+  return values.reduce((x, y) => Math.max(x, y), 0);
 }
 
 /** Columns `from … to − 1` of u, values and rows of vt. */

@@ -10,7 +10,8 @@ export const JACOBI_BLOCK = 12;
 export const NEGLIGIBLE_SQUARE = 2 ** -960;
 
 /** See `Workspace.jacobiRound`. */
-export function rotateBlocks(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void {
+export function rotateBlocks(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number {
+  let rotations = 0;
   for (let t = 0; t < pairs.length; t += 2) {
     const [first, second] = [pairs[t]!, pairs[t + 1]!];
     const end = (block: number): number => Math.min(x.rows, (block + 1) * JACOBI_BLOCK);
@@ -20,23 +21,32 @@ export function rotateBlocks(x: Matrix, n: number, pairs: readonly number[], tol
     }
     for (let p = first * JACOBI_BLOCK; p < end(first); p++) {
       for (let q = first === second ? p + 1 : second * JACOBI_BLOCK; q < end(second); q++) {
-        rotatePair(x, n, p, q, squares, tolerance);
+        if (rotatePair(x, n, p, q, squares, tolerance)) rotations++;
       }
     }
   }
+  return rotations;
 }
 
-/** Makes rows p and q orthogonal, unless they are. */
-function rotatePair(x: Matrix, n: number, p: number, q: number, squares: Map<number, number>, tolerance: number): void {
+/** Makes rows p and q orthogonal; false when they are. */
+function rotatePair(
+  x: Matrix,
+  n: number,
+  p: number,
+  q: number,
+  squares: Map<number, number>,
+  tolerance: number,
+): boolean {
   const [pp, qq] = [squares.get(p)!, squares.get(q)!];
-  if (pp < NEGLIGIBLE_SQUARE || qq < NEGLIGIBLE_SQUARE) return;
+  if (pp < NEGLIGIBLE_SQUARE || qq < NEGLIGIBLE_SQUARE) return false;
   const [from, other] = [p * x.cols, q * x.cols];
   const pq = dot(x.data, from, other, n);
-  if (Math.abs(pq) <= tolerance * Math.sqrt(pp) * Math.sqrt(qq)) return;
+  if (Math.abs(pq) <= tolerance * Math.sqrt(pp) * Math.sqrt(qq)) return false;
   const tangent = tangentOf((qq - pp) / (2 * pq));
   rotate(x.data, from, other, x.cols, tangent);
   squares.set(p, squareAfter(x.data, from, n, pp, -tangent * pq));
   squares.set(q, squareAfter(x.data, other, n, qq, tangent * pq));
+  return true;
 }
 
 /** tan θ of the smaller of the two angles with cot 2θ = ζ that make a pair orthogonal. */

@@ -63,9 +63,9 @@ export interface Workspace {
    * Part of a sweep of one-sided Jacobi. The rows of x come in blocks of `JACOBI_BLOCK`; for each pair of blocks (p, q) every row
    * of p is rotated against every row of q, or against the later rows of p when p = q. Inner products are those of the first `n`
    * columns; all columns are rotated. `pairs` is p₀, q₀, p₁, q₁, …: no block may be in two pairs. Cosines up to `tolerance` count as
-   * zero.
+   * zero. Returns the number of rotations.
    */
-  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void;
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number;
 }
 
 /** Plain loops in host memory: the definition of every operation. */
@@ -123,8 +123,8 @@ export class HostWorkspace implements Workspace {
     }
   }
 
-  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void {
-    rotateBlocks(x, n, pairs, tolerance);
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number {
+    return rotateBlocks(x, n, pairs, tolerance);
   }
 }
 

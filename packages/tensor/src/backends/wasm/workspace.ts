@@ -95,13 +95,20 @@ export class WasmWorkspace implements Workspace {
     this.run(JOBS.reflectRows, a.rows, 2 * a.cols);
   }
 
-  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): void {
-    const words = this.memory.alloc(pairs.length * 4);
-    this.runtime.i32.set(pairs, words / 4);
+  jacobiRound(x: Matrix, n: number, pairs: readonly number[], tolerance: number): number {
+    const tasks = pairs.length / 2;
+    const words = this.memory.alloc((pairs.length + tasks) * 4);
+    const { i32 } = this.runtime;
+    i32.set(pairs, words / 4);
+    const counts = words / 4 + pairs.length;
     this.ints(0, x.data.byteOffset, x.cols, n, x.cols, x.rows, words);
     this.runtime.double(6, tolerance);
-    this.run(JOBS.jacobiRound, pairs.length / 2, WORTH);
+    this.ints(8, counts * 4);
+    this.run(JOBS.jacobiRound, tasks, WORTH);
+    let rotations = 0;
+    for (let t = 0; t < tasks; t++) rotations += i32[counts + t]!;
     this.memory.free(words);
+    return rotations;
   }
 
   private ints(slot: number, ...values: number[]): void {
