@@ -183,20 +183,28 @@ export function factorsInit(
 export function residualOf(weight: HostTensor, a: Float32Array, b: Float32Array, s: number): Float32Array {
   const [out, inner] = weight.shape as [number, number];
   const rank = a.length / inner;
-  const w = convertHost(weight.data, weight.dtype, 'f64', weight.shape);
   const result = new Float32Array(out * inner);
-  const row = new Float64Array(inner);
-  for (let i = 0; i < out; i++) {
-    for (let j = 0; j < inner; j++) row[j] = w[i * inner + j]!;
-    for (let r = 0; r < rank; r++) {
-      const f = s * b[i * rank + r]!;
-      if (f === 0) continue;
-      for (let j = 0, at = r * inner; j < inner; j++, at++) row[j]! -= f * a[at]!;
+  const workspace = openWorkspace();
+  try {
+    const factorA = workspace.load({ dtype: 'f32', shape: [rank, inner], data: a });
+    const factorB = workspace.matrix(out, rank);
+    for (let i = 0; i < b.length; i++) factorB.data[i] = s * b[i]!;
+    // rows by the hundred: the whole weight in float64 would be a large copy
+    const rows = workspace.matrix(Math.min(out, ROWS), inner);
+    for (let from = 0; from < out; from += ROWS) {
+      const count = Math.min(ROWS, out - from);
+      const part = weight.data.subarray(from * inner, (from + count) * inner);
+      rows.data.set(convertHost(part, weight.dtype, 'f64'));
+      workspace.multiply(viewOf(rows, 0, 0, count), viewOf(factorB, from, 0, count), factorA, { sign: -1 });
+      result.set(rows.data.subarray(0, count * inner), from * inner);
     }
-    result.set(row, i * inner);
+  } finally {
+    workspace.close();
   }
   return result;
 }
+
+const ROWS = 192;
 
 /** The methods by name, for configuration files and the command. */
 export const methods = {

@@ -253,42 +253,30 @@ function shiftOf(type: i32): usize {
   return type == F64 ? 3 : type == F32 ? 2 : 1;
 }
 
-// ---- one triangle of a square matrix copied onto the other ----
-// Slots: 0 matrix, 1 n, 2 whether the lower one is copied up, 3 strips of rows. Tasks are pairs of strips, as above.
+// ---- to ← fromᵀ ----
+// Slots: 0 to, 1 elements from row to row, 2 from, 3 elements from row to row, 4 rows of to, 5 columns. Tasks are strips of TILE rows.
 
 const TILE: i32 = 8; // a tile's row is a line of the cache
 
-/** Copies the tile at (i, j), transposed, to (j, i), by way of scratch: rows of a large matrix may share their place in the cache. */
-function mirrorTile(i: i32, j: i32): void {
-  const n = int(1), ld = <usize>n << 3, high = min(TILE, n - i), wide = min(TILE, n - j), buffer = scratch();
-  const from = ptr(0) + <usize>i * ld + (<usize>j << 3), to = ptr(0) + <usize>j * ld + (<usize>i << 3);
+/** Rows i … and columns j … of `to`, by way of scratch: rows of a large matrix may share their place in the cache. */
+function transposeTile(i: i32, j: i32): void {
+  const high = min(TILE, int(4) - i), wide = min(TILE, int(5) - j), buffer = scratch();
+  const ldt = <usize>int(1) << 3, ldf = <usize>int(3) << 3;
+  const to = ptr(0) + <usize>i * ldt + (<usize>j << 3), from = ptr(2) + <usize>j * ldf + (<usize>i << 3);
+  for (let r = 0; r < wide; r++) {
+    for (let c = 0; c < high; c++) {
+      store<f64>(buffer + (<usize>(c * TILE + r) << 3), load<f64>(from + <usize>r * ldf + (<usize>c << 3)));
+    }
+  }
   for (let r = 0; r < high; r++) {
-    for (let c = 0; c < wide; c++) {
-      store<f64>(buffer + (<usize>(c * TILE + r) << 3), load<f64>(from + <usize>r * ld + (<usize>c << 3)));
-    }
-  }
-  for (let c = 0; c < wide; c++) {
-    const row = to + <usize>c * ld, own = buffer + (<usize>(c * TILE) << 3);
-    for (let r = 0; r < high; r++) {
-      // a tile on the diagonal has both triangles: only those of the source go over
-      if (i == j && (int(2) ? r <= c : r >= c)) continue;
-      store<f64>(row + (<usize>r << 3), load<f64>(own + (<usize>r << 3)));
-    }
+    const row = to + <usize>r * ldt, own = buffer + (<usize>(r * TILE) << 3);
+    for (let c = 0; c < wide; c++) store<f64>(row + (<usize>c << 3), load<f64>(own + (<usize>c << 3)));
   }
 }
 
-function mirrorStrip(strip: i32): void {
-  for (let other = 0; other <= strip; other++) {
-    if (int(2)) mirrorTile(strip * TILE, other * TILE);
-    else mirrorTile(other * TILE, strip * TILE);
-  }
-}
-
-export function mirror(begin: i32, end: i32): void {
-  const strips = int(3);
+export function transpose(begin: i32, end: i32): void {
   for (let t = begin; t < end; t++) {
-    mirrorStrip(t);
-    if (strips - 1 - t > t) mirrorStrip(strips - 1 - t);
+    for (let j = 0; j < int(5); j += TILE) transposeTile(t * TILE, j);
   }
 }
 

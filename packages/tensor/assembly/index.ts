@@ -52,7 +52,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 35: return dense.rowsTimes(begin, end);
     case 36: return dense.reflectRows(begin, end);
     case 37: return dense.jacobiRound(begin, end);
-    case 38: return dense.mirror(begin, end);
+    case 38: return dense.transpose(begin, end);
     default: unreachable();
   }
 }

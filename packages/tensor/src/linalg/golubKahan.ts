@@ -1,12 +1,13 @@
 /**
- * The r largest singular triplets by block Golub–Kahan bidiagonalisation with full reorthogonalisation and thick restart.
+ * The largest singular triplets of an operator by block Golub–Kahan bidiagonalisation with full reorthogonalisation and thick
+ * restart. All Krylov methods here are this one: on B itself for the leading triplets, on an inverse for the minor ones.
  *
- * From a random block V₀ two orthonormal bases grow in turn: U_j from B V_j and V_{j+1} from BᵀU_j, each made orthogonal to
- * what is there. B V = U C holds to rounding with a small C (upper triangular, but for a border after a restart), whose triplets
- * (p, s, q) give those of B: u = U p, v = V q. What is left over, Bᵀu − s v, lies in the block that comes next: its size is
- * ‖R·(last entries of p)‖, R being that block's triangular factor. B itself is never squared. One step from a random start is the
- * randomised method of Halko, Martinsson & Tropp (2011); the steps that follow make it a Krylov method, which gets more out
- * of the same number of products.
+ * From a random block V₀ two orthonormal bases grow in turn: U_j from Op·V_j and V_{j+1} from Opᵀ·U_j, each made orthogonal to
+ * what is there. Op·V = U·C holds to rounding with a small C (upper triangular, but for a border after a restart), whose triplets
+ * (p, s, q) give those of the operator: u = U p, v = V q. What is left over, Opᵀu − s v, lies in the block of V that comes next:
+ * its size is ‖R·(last entries of p)‖, R being that block's triangular factor. This is block Lanczos on OpᵀOp without the squares,
+ * which would leave half of the digits to the small ones among the values. One step from a random start is the randomised method of
+ * Halko, Martinsson & Tropp (2011); the steps that follow get more out of the same number of products.
  *
  * Sources: Golub, Luk & Overton, A block Lanczos method for computing the singular values and vectors of a matrix (1981); Baglama &
  * Reichel, Augmented implicitly restarted Lanczos bidiagonalization methods (2005).
@@ -14,61 +15,126 @@
 import { Philox } from '../random.js';
 import { orthogonalise, orthonormalise, startBlock, storeBlock } from './blockVectors.js';
 import { norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
-import { measure, type Triplets } from './rayleighRitz.js';
 import type { Steps } from './steps.js';
-import type { Svd } from './svd.js';
+import { jacobiSvd, type Svd } from './svd.js';
 import { symmetricEigen } from './symmetricEigen.js';
-import { transposed, viewOf, type View, type Workspace } from './workspace.js';
+import { transposed, viewOf, type Workspace } from './workspace.js';
 
-/** Triplets found beyond those asked for: the first tells the gap. */
-const GUARDS = 1;
-/** Rounds at most; a round fills the bases once. */
-const PATIENCE = 40;
-
-/** Vectors in a block, and in a basis at most. */
-function sizes(r: number, k: number): { block: number; most: number } {
-  const block = r >= 32 && k >= 2048 ? 32 : 16;
-  return { block, most: Math.ceil((2 * r + 96) / block) * block };
+/** A matrix `[rows, cols]` that is known by its products with blocks of vectors, which are columns. */
+export interface Operator {
+  rows: number;
+  cols: number;
+  /** out `[rows, b]` ← Op · x; out is zero before. */
+  times(out: Matrix, x: Matrix): void;
+  /** out `[cols, b]` ← Opᵀ · x; out is zero before. */
+  transposedTimes(out: Matrix, x: Matrix): void;
 }
 
-/** Whether the bases are small against the matrix: else a full decomposition is as fast. */
-export function suitsGolubKahan(k: number, r: number): boolean {
-  const { block, most } = sizes(r, k);
-  return k >= 192 && most + block <= k / 2;
+export interface KrylovOptions {
+  /** Triplets wanted. */
+  wanted: number;
+  /** Vectors in a block. */
+  block: number;
+  /** Vectors at most before a restart: at least wanted + 3 blocks, and a block less than the operator's shorter side. */
+  most: number;
+  /** Residual of every wanted triplet, relative to its own singular value or to the largest. */
+  tolerance: number;
+  relativeTo: 'own' | 'largest';
+  /** Blocks at most. */
+  patience: number;
+  /** A look at the values after so many blocks: true gives up. */
+  look?: { blocks: number; leave(seen: Ritz): boolean };
 }
 
-export interface Leading {
-  /** One more than asked for. */
-  triplets: Triplets;
+/** Singular values, descending, and the residual of each, absolute. */
+export interface Ritz {
+  s: Float64Array;
+  residuals: Float64Array;
+}
+
+/** What was found; `free` gives back its memory. */
+export interface KrylovSpace extends Ritz {
   converged: boolean;
+  /** Vectors in each basis. */
+  dimension: number;
+  /** Rows: the `count` first right singular vectors, in the workspace. */
+  rightVectors(count: number): Matrix;
+  leftVectors(count: number): Matrix;
+  free(): void;
 }
 
-/** The r largest triplets of b `[k, n]` and one more, with residuals up to `tolerance`·s₁ if that can be had. */
-export function* leadingTriplets(b: View, r: number, tolerance: number, workspace: Workspace): Steps<Leading> {
-  const wanted = r + GUARDS;
-  const { block, most } = sizes(r, b.rows);
-  const bases = new Bases(b, block, most, workspace);
-  for (let rounds = 1; ;) {
-    yield { stage: 'golub-kahan', done: Math.min(0.95, bases.dimension / most / 2) };
+/** The largest triplets of an operator. Throws `no-convergence` only where a block of vectors cannot be made orthonormal. */
+export function* golubKahan(operator: Operator, options: KrylovOptions, workspace: Workspace): Steps<KrylovSpace> {
+  const { wanted, block, most, tolerance, relativeTo, patience, look } = options;
+  const bases = new Bases(operator, block, most, workspace);
+  const kept = wanted + block;
+  let next = Math.max(kept, Math.ceil(1.5 * wanted));
+  let last: { dimension: number; worst: number } | undefined;
+  for (let blocks = 1; ; blocks++) {
+    yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };
     bases.grow();
-    const full = bases.dimension + block > most;
-    if (!full && bases.dimension < wanted + 2 * block) continue;
-    const small = yield* bases.triplets(wanted + block);
-    const worst = bases.worstResidual(small, wanted);
-    const converged = worst <= tolerance * small.s[0]!;
-    if (converged || (full && ++rounds > PATIENCE)) {
-      yield { stage: 'certificate', done: 0.95 };
-      return { triplets: bases.extract(small, wanted), converged };
+    const d = bases.dimension;
+    const full = d + block > most;
+    const looking = blocks === look?.blocks;
+    if (d < next && !full && !looking && blocks < patience) continue;
+
+    const small = yield* bases.triplets(Math.min(kept, d));
+    const ritz = { s: small.s, residuals: bases.residuals(small) };
+    const worst = worstOf(ritz, wanted, relativeTo);
+    const converged = worst <= tolerance;
+    if (converged || blocks >= patience || (looking && look!.leave(ritz))) {
+      return {
+        ...ritz,
+        converged,
+        dimension: d,
+        rightVectors: (count) => bases.combine(bases.v, small.vt, count),
+        leftVectors: (count) => bases.combine(bases.u, transposeMatrix(small.u), count),
+        free: () => {
+          bases.free();
+        },
+      };
     }
-    if (full) bases.restart(small, wanted + block);
+    if (worst < Infinity) {
+      next = predict(last, d, worst, tolerance, block);
+      last = { dimension: d, worst };
+    }
+    if (full) {
+      bases.restart(small, kept);
+      next = kept + Math.max(2 * block, (most - kept) >> 1);
+      last = { dimension: kept, worst };
+    }
   }
 }
 
-/** The two bases, rows `[most + b, …]`, and C with B V = U C. */
+function worstOf({ s, residuals }: Ritz, wanted: number, relativeTo: 'own' | 'largest'): number {
+  if (s.length < wanted) return Infinity;
+  let worst = 0;
+  for (let i = 0; i < wanted; i++) {
+    const unit = relativeTo === 'own' ? s[i]! : s[0]!;
+    if (residuals[i]! > 0) worst = Math.max(worst, residuals[i]! / unit);
+  }
+  return worst;
+}
+
+/** Where the residual is expected to be small enough: its logarithm falls about linearly. */
+function predict(
+  last: { dimension: number; worst: number } | undefined,
+  d: number,
+  worst: number,
+  tolerance: number,
+  block: number,
+): number {
+  const slope = last ? Math.log(last.worst / worst) / (d - last.dimension) : 0;
+  const more = slope > 0 ? Math.log(worst / tolerance) / slope : 2 * block;
+  // not too far at once: convergence often speeds up
+  return d + Math.max(block, Math.min(Math.ceil((0.8 * more) / block) * block, 6 * block));
+}
+
+/** The two bases, as rows, and C with Op·V = U·C. */
 class Bases {
   dimension = 0;
-  private readonly v: Matrix;
-  private readonly u: Matrix;
+  readonly v: Matrix;
+  readonly u: Matrix;
   private readonly c: Matrix;
   /** The next block of V, columns, and its triangular factor. */
   private readonly next: Matrix;
@@ -77,78 +143,81 @@ class Bases {
   private readonly random = new Philox(0);
 
   constructor(
-    private readonly b: View,
+    private readonly operator: Operator,
     private readonly block: number,
     most: number,
     private readonly workspace: Workspace,
   ) {
-    this.v = workspace.matrix(most + block, b.cols);
-    this.u = workspace.matrix(most + block, b.rows);
+    const { rows, cols } = operator;
+    this.v = workspace.matrix(most + block, cols);
+    this.u = workspace.matrix(most + block, rows);
     this.c = workspace.matrix(most + block, most + block);
-    this.next = workspace.matrix(b.cols, block);
-    this.image = workspace.matrix(b.rows, block);
+    this.next = workspace.matrix(cols, block);
+    this.image = workspace.matrix(rows, block);
     this.factor = startBlock(this.next, this.v, this.random, workspace);
+  }
+
+  free(): void {
+    for (const m of [this.v, this.u, this.c, this.next, this.image]) this.workspace.free(m);
   }
 
   /** Adds the next block to V, its image to U, and finds the block after it. */
   grow(): void {
-    const { b, block, workspace, dimension: d, next, image } = this;
+    const { operator, block, workspace, dimension: d, next, image, c } = this;
     storeBlock(next, this.v, d);
     image.data.fill(0);
-    workspace.multiply(viewOf(image), b, viewOf(next));
+    operator.times(image, next);
     let scale = norm(image.data, 0, image.data.length);
     const above = orthogonalise(image, this.u, d, workspace);
     const r = orthonormalise(image, this.u, d, scale, this.random, workspace);
     for (let j = 0; j < block; j++) {
-      for (let i = 0; i < d; i++) this.c.data[i * this.c.cols + d + j] = above[i * block + j]!;
-      for (let i = 0; i < block; i++) this.c.data[(d + i) * this.c.cols + d + j] = r.data[i * block + j]!;
+      for (let i = 0; i < d; i++) c.data[i * c.cols + d + j] = above[i * block + j]!;
+      for (let i = 0; i < block; i++) c.data[(d + i) * c.cols + d + j] = r.data[i * block + j]!;
     }
     storeBlock(image, this.u, d);
     this.dimension = d + block;
     next.data.fill(0);
-    workspace.multiply(viewOf(next), transposed(b), viewOf(image));
+    operator.transposedTimes(next, image);
     scale = norm(next.data, 0, next.data.length);
     orthogonalise(next, this.v, this.dimension, workspace);
     this.factor = orthonormalise(next, this.v, this.dimension, scale, this.random, workspace);
   }
 
-  /** The `count` largest triplets of C. */
+  /** The `count` largest triplets of C: by its Gram matrix, unless that would cost too many digits. */
   *triplets(count: number): Steps<Svd> {
     const { dimension: d, c, workspace } = this;
     const small = viewOf(c, 0, 0, d, d);
-    // as in tridiagonalSvd.ts; the large triplets lose nothing by squaring
     const gram = workspace.matrix(d, d);
     workspace.multiply(viewOf(gram), transposed(small), small);
     const { values, vectors } = yield* symmetricEigen(gram, workspace, count);
     workspace.free(gram);
-    const image = workspace.matrix(d, count);
-    workspace.multiply(viewOf(image), small, viewOf(vectors));
-    const svd = { u: zeroMatrix(d, count), s: new Float64Array(count), vt: zeroMatrix(count, d) };
-    for (let to = 0; to < count; to++) {
-      const from = count - 1 - to;
-      const s = (svd.s[to] = Math.sqrt(Math.max(0, values[d - 1 - to]!)));
-      for (let i = 0; i < d; i++) {
-        svd.u.data[i * count + to] = image.data[i * count + from]! / s;
-        svd.vt.data[to * d + i] = vectors.data[i * count + from]!;
-      }
+    if (values[d - count]! > SQUARABLE * values[d - 1]!) {
+      const image = workspace.matrix(d, count);
+      workspace.multiply(viewOf(image), small, viewOf(vectors));
+      const svd = fromEigen(values, vectors, image);
+      for (const m of [vectors, image]) workspace.free(m);
+      return svd;
     }
-    for (const m of [vectors, image]) workspace.free(m);
-    return svd;
+    workspace.free(vectors);
+    const host = zeroMatrix(d, d);
+    for (let i = 0; i < d; i++) host.data.set(c.data.subarray(i * c.cols, i * c.cols + d), i * d);
+    const { u, s, vt } = yield* jacobiSvd(host, workspace);
+    const first = zeroMatrix(d, count);
+    for (let i = 0; i < d; i++) first.data.set(u.data.subarray(i * d, i * d + count), i * count);
+    return { u: first, s: s.slice(0, count), vt: { rows: count, cols: d, data: vt.data.slice(0, count * d) } };
   }
 
-  worstResidual({ u: p }: Svd, wanted: number): number {
+  residuals({ u: p }: Svd): Float64Array {
     const { block, dimension: d, factor } = this;
-    let worst = 0;
-    for (let j = 0; j < wanted; j++) {
+    return Float64Array.from({ length: p.cols }, (_, j) => {
       let square = 0;
       for (let i = 0; i < block; i++) {
         let sum = 0;
         for (let t = i; t < block; t++) sum += factor.data[i * block + t]! * p.data[(d - block + t) * p.cols + j]!;
         square += sum * sum;
       }
-      worst = Math.max(worst, Math.sqrt(square));
-    }
-    return worst;
+      return Math.sqrt(square);
+    });
   }
 
   /** Cuts both bases down to the best `kept` triplets; the next block stays. */
@@ -167,7 +236,7 @@ class Bases {
   }
 
   /** Rows: the first `count` rows of coordinates times the basis. */
-  private combine(basis: Matrix, coordinates: Matrix, count: number): Matrix {
+  combine(basis: Matrix, coordinates: Matrix, count: number): Matrix {
     const { workspace, dimension: d } = this;
     const data = coordinates.data.subarray(0, count * d);
     const picked = workspace.load({ dtype: 'f64', shape: [count, d], data });
@@ -176,17 +245,23 @@ class Bases {
     workspace.free(picked);
     return out;
   }
+}
 
-  /** Triplets of B on the host; the bases are freed. */
-  extract(small: Svd, count: number): Triplets {
-    const { workspace } = this;
-    const [ut, vt] = [this.combine(this.u, transposeMatrix(small.u), count), this.combine(this.v, small.vt, count)];
-    for (const m of [this.u, this.v, this.c, this.next, this.image]) workspace.free(m);
-    const u = transposeMatrix(ut);
-    const host: Matrix = { ...vt, data: vt.data.slice() };
-    workspace.free(ut);
-    workspace.free(vt);
-    const s = small.s.slice(0, count);
-    return { u, s, vt: host, ...measure(this.b, u, s, host, workspace) };
+/** Squares of singular values above this share of the largest keep enough digits. */
+const SQUARABLE = 1e-8;
+
+/** Triplets of C from the eigenpairs of CᵀC, of which the vectors of the largest values are given, and C times those vectors. */
+function fromEigen(values: Float64Array, vectors: Matrix, image: Matrix): Svd {
+  const { rows: d, cols: count } = vectors;
+  const svd = { u: zeroMatrix(d, count), s: new Float64Array(count), vt: zeroMatrix(count, d) };
+  for (let to = 0; to < count; to++) {
+    const from = count - 1 - to;
+    const s = Math.sqrt(values[d - 1 - to]!);
+    svd.s[to] = s;
+    for (let i = 0; i < d; i++) {
+      svd.u.data[i * count + to] = image.data[i * count + from]! / s;
+      svd.vt.data[to * d + i] = vectors.data[i * count + from]!;
+    }
   }
+  return svd;
 }

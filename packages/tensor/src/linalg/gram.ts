@@ -9,14 +9,21 @@ import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 /** Multiply-adds between two steps, and the depth of a block in assembly/dense.ts, of which pieces are multiples. */
 const [WORK, DEPTH] = [2e9, 320];
 
-/** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. */
-export function* gramMatrix(b: View, workspace: Workspace): Steps<Matrix> {
-  const gram = workspace.matrix(b.rows, b.rows);
+/** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. Its rows may be longer than k: `padded`. */
+export function* gramMatrix(b: View, workspace: Workspace, padded = false): Steps<Matrix> {
+  const k = b.rows;
+  const gram = padded ? paddedMatrix(k, k, workspace) : workspace.matrix(k, k);
+  const square = viewOf(gram, 0, 0, k, k);
   const depth = Math.max(1, Math.ceil(WORK / b.rows ** 2 / DEPTH)) * DEPTH;
   for (let from = 0; from < b.cols; from += depth) {
     yield { stage: 'gram', done: from / b.cols };
     const piece: View = { ...b, at: b.at + from * b.colStride, cols: Math.min(depth, b.cols - from) };
-    workspace.multiply(viewOf(gram), piece, transposed(piece), { lower: true });
+    workspace.multiply(square, piece, transposed(piece), { lower: true });
   }
   return gram;
+}
+
+/** A matrix whose rows are a little longer where they would else be a power of two apart, and share their places in the caches. */
+export function paddedMatrix(rows: number, cols: number, workspace: Workspace): Matrix {
+  return workspace.matrix(rows, cols % 256 === 0 ? cols + 8 : cols);
 }

@@ -1,39 +1,44 @@
 /**
- * The r smallest singular triplets by shift-invert block Lanczos.
+ * The r smallest singular triplets: the Krylov method on an inverse, where they are the largest.
  *
- * For B `[k, n]`, k ≤ n (A or its transpose), the smallest singular values are the square roots of the smallest eigenvalues of
- * the Gram matrix G = B Bᵀ, and those the largest of (G − μI)⁻¹. G is summed in float64: a float32 Gram matrix rounds the
- * squares of the small singular values away. Cholesky's factor makes the inverse a pair of substitutions. A shift μ just below
- * the smallest eigenvalue pulls the wanted ones apart where they all lie at a distance from zero (wide matrices); where they
- * start near zero it is not needed. What the Gram matrix still costs in accuracy, Rayleigh–Ritz against B itself restores:
- * only the *subspace* comes from G, and its error is ε‖G‖ over the gap between the squares.
+ * For B `[k, n]`, k ≤ n (A or its transpose), the inverse is one of two.
  *
- * Sources: Parlett, The Symmetric Eigenvalue Problem (1980), on shift-invert; Ericsson & Ruhe, The spectral transformation
- * Lanczos method (1980).
+ * - A square B: B⁻¹ itself, by LU with partial pivoting.
+ * - Otherwise L⁻¹ with L Lᵀ = B Bᵀ − μI, by Cholesky's factorisation of the Gram matrix, which is summed in float64: a float32 Gram
+ *   matrix rounds the squares of the small singular values away. Where all singular values keep a distance from zero, as those of
+ *   wide matrices do, a shift μ just below the smallest eigenvalue pulls the wanted ones apart, and the Krylov method needs a
+ *   fraction of the vectors. A square matrix like that goes this way as well.
+ *
+ * Only the *subspace* comes from there: Rayleigh–Ritz against B itself gives the triplets.
+ *
+ * Sources: Ericsson & Ruhe, The spectral transformation Lanczos method (1980); Parlett, The Symmetric Eigenvalue Problem (1980).
  */
-import { blockLanczos, type Operator, type RitzPairs } from './blockLanczos.js';
-import { gramMatrix } from './gram.js';
-import { factorise, mirrorFactor, solve, type Factor } from './shiftInvert.js';
+import { convertHost } from '../dtype.js';
+import { choleskyFactor, type CholeskyFactor } from './choleskyFactor.js';
+import { golubKahan, type KrylovSpace, type Operator, type Ritz } from './golubKahan.js';
+import { gramMatrix, paddedMatrix } from './gram.js';
+import { luFactor, type LuFactor } from './lu.js';
+import type { Matrix } from './matrix.js';
 import { rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { part, type Steps } from './steps.js';
-import { transposed, viewOf, type View, type Workspace } from './workspace.js';
+import { mirror, substitute, type Triangle } from './substitution.js';
+import type { View, Workspace } from './workspace.js';
 
 /** Vectors in a block of the Krylov space. */
 const BLOCK = 16;
 /** Triplets found beyond those asked for: the first tells the gap. */
-export const GUARDS = 4;
+const GUARDS = 4;
+/** Residual of the inverse's triplets, relative to each. */
+const TOLERANCE = 1e-8;
 /** Blocks after which it is decided whether to shift. */
 const LOOK = 5;
-/** Residual of the Ritz pairs of the inverse, relative to each. */
-const TOLERANCE = 1e-8;
 
-/** The minor triplets, `GUARDS` more than asked for, or undefined when the Gram matrix is not positive definite enough. */
+/** The minor triplets, with `guards` more than asked for before them. */
 export interface Minor {
   triplets: Triplets;
+  guards: number;
   /** The largest norm of a row of B: a lower bound of ‖B‖. */
   size: number;
-  shifted: boolean;
-  dimension: number;
 }
 
 /** Whether the Krylov space is small against the matrix: else a full decomposition is as fast. */
@@ -41,70 +46,195 @@ export function suitsShiftInvert(k: number, r: number): boolean {
   return k >= 192 && mostVectors(r) + BLOCK <= k;
 }
 
-const mostVectors = (r: number): number => Math.ceil((4 * (r + GUARDS) + 160) / BLOCK) * BLOCK;
-
-export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
-  const k = b.rows;
-  const wanted = r + GUARDS;
-  const gram = yield* part(gramMatrix(b, workspace), 0, 0.5);
-  const diagonal = Float64Array.from({ length: k }, (_, i) => gram.data[i * k + i]!);
-  const trace = diagonal.reduce((x, y) => x + y, 0);
-  // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
-  const ridge = 4 * Number.EPSILON * trace;
-  workspace.mirror(gram, 'lower'); // kept there in case the factor is to be made again
-  const unshifted = yield* part(factorise(gram, ridge, workspace), 0.5, 0.65);
-  if (!unshifted) return undefined;
-  let factor: Factor | undefined = unshifted;
-  const lanczos = { wanted, tolerance: TOLERANCE, block: BLOCK, most: mostVectors(r), patience: 60 + wanted };
-  const operatorOf = (f: Factor): Operator => ({
-    size: k,
-    apply: (x) => {
-      solve(f, x, workspace);
-    },
-  });
-
-  // a look at the lower end of the spectrum tells whether a shift pays
-  let shift = 0;
-  const look = {
-    blocks: LOOK,
-    leave: (seen: Pick<RitzPairs, 'values' | 'residuals'>): boolean => {
-      shift = shiftOf(seen, ridge, trace);
-      if (shift === 0) mirrorFactor(unshifted, workspace);
-      return shift > 0;
-    },
-  };
-  let pairs = yield* part(blockLanczos(operatorOf(factor), { ...lanczos, look }, workspace), 0.65, 0.8);
-  if (shift > 0) {
-    for (const m of [pairs.basis, pairs.coordinates, factor.inverses]) workspace.free(m);
-    workspace.mirror(gram, 'upper');
-    for (let i = 0; i < k; i++) gram.data[i * k + i] = diagonal[i]!;
-    factor = yield* part(factorise(gram, -shift, workspace), 0.7, 0.8);
-    if (!factor) return undefined;
-    mirrorFactor(factor, workspace);
-    pairs = yield* part(blockLanczos(operatorOf(factor), lanczos, workspace), 0.8, 0.95);
-  }
-  workspace.free(factor.inverses);
-  workspace.free(gram);
-  const y = workspace.matrix(wanted, k);
-  const { basis, coordinates, dimension } = pairs;
-  workspace.multiply(
-    viewOf(y),
-    transposed(viewOf(coordinates, 0, 0, dimension, wanted)),
-    viewOf(basis, 0, 0, dimension),
-  );
-  workspace.free(basis);
-  workspace.free(coordinates);
-  const triplets = yield* part(rayleighRitz(b, y, workspace), 0.95, 1);
-  workspace.free(y);
-  return { triplets, size: Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0)), shifted: shift > 0, dimension };
+function mostVectors(r: number): number {
+  return Math.ceil((4 * (r + GUARDS) + 160) / BLOCK) * BLOCK;
 }
 
-/** A shift safely below the smallest eigenvalue, or 0 when none would help. */
-function shiftOf({ values, residuals }: Pick<RitzPairs, 'values' | 'residuals'>, ridge: number, trace: number): number {
-  const [smallest, other] = [1 / values[0]!, 1 / values[Math.min(values.length, 24) - 1]!];
-  if (smallest < 0.2 * other) return 0;
-  // 1/λ lies within the residual of the Ritz value
-  const lowest = 1 / (values[0]! + residuals[0]!) - ridge;
-  const shift = lowest - Math.max(0.02 * (other - smallest), 1e-13 * trace);
-  return Math.max(0, shift);
+/** The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. */
+export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
+  const wanted = r + GUARDS;
+  const search = new Search(wanted, mostVectors(r), workspace);
+  let found = b.rows === b.cols ? yield* part(search.byLu(b), 0, 0.9) : undefined;
+  found ??= yield* part(search.byCholesky(b), 0, 0.9);
+  if (!found) return undefined;
+  const triplets = yield* part(rayleighRitz(b, found.vectors, workspace), 0.9, 1);
+  workspace.free(found.vectors);
+  return { triplets, guards: GUARDS, size: found.size };
+}
+
+/** Vectors that span the minor left singular subspace of B, as rows, and the largest norm of a row of B. */
+interface Found {
+  vectors: Matrix;
+  size: number;
+}
+
+class Search {
+  constructor(
+    private readonly wanted: number,
+    private readonly most: number,
+    private readonly workspace: Workspace,
+  ) {}
+
+  /** The Krylov space of an inverse `[k, k]`. */
+  private krylov(
+    inverse: Omit<Operator, 'rows' | 'cols'>,
+    k: number,
+    leave?: (seen: Ritz) => boolean,
+  ): Steps<KrylovSpace> {
+    const { wanted, most, workspace } = this;
+    const options = {
+      wanted,
+      most,
+      block: BLOCK,
+      tolerance: TOLERANCE,
+      relativeTo: 'own' as const,
+      patience: 60 + wanted,
+    };
+    const look = leave ? { look: { blocks: LOOK, leave } } : {};
+    return golubKahan({ rows: k, cols: k, ...inverse }, { ...options, ...look }, workspace);
+  }
+
+  /** By B⁻¹, for a square b; undefined when a shift is needed. */
+  *byLu(b: View): Steps<Found | undefined> {
+    const { workspace, wanted } = this;
+    const { matrix, size } = copyOf(b, workspace);
+    const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.6);
+    let shift = false;
+    const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen));
+    const space = yield* part(this.krylov(inverseOf(factor, workspace), b.rows, leave), 0.6, 1);
+    const vectors = shift ? undefined : space.rightVectors(wanted);
+    space.free();
+    for (const m of [factor.lu, factor.transposed, factor.inversesL, factor.inversesUt]) workspace.free(m);
+    return vectors && { vectors, size };
+  }
+
+  /** By the factor of the shifted Gram matrix; undefined when that is not positive definite. */
+  *byCholesky(b: View): Steps<Found | undefined> {
+    const { workspace, wanted } = this;
+    const k = b.rows;
+    const gram = yield* part(gramMatrix(b, workspace, true), 0, 0.5);
+    const diagonal = Float64Array.from({ length: k }, (_, i) => gram.data[i * gram.cols + i]!);
+    const trace = diagonal.reduce((x, y) => x + y, 0);
+    const size = Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0));
+    // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
+    const ridge = 4 * Number.EPSILON * trace;
+    mirror(gram, 'lower', workspace); // kept above the diagonal, in case the factor is to be made again
+    const unshifted = yield* part(choleskyFactor(gram, ridge, workspace), 0.5, 0.65);
+    if (!unshifted) return undefined;
+
+    let [shift, mirrored] = [0, false];
+    const leave = (seen: Ritz): boolean => {
+      if (isFarFromZero(seen)) shift = shiftOf(seen, ridge, trace);
+      if (shift > 0) return true;
+      mirror(gram, 'lower', workspace);
+      mirrored = true;
+      return false;
+    };
+    let space = yield* part(
+      this.krylov(
+        inverseOfRoot(unshifted, () => mirrored, workspace),
+        k,
+        leave,
+      ),
+      0.65,
+      0.8,
+    );
+    let factor: CholeskyFactor | undefined = unshifted;
+    if (shift > 0) {
+      space.free();
+      workspace.free(factor.inverses);
+      mirror(gram, 'upper', workspace);
+      for (let i = 0; i < k; i++) gram.data[i * gram.cols + i] = diagonal[i]!;
+      factor = yield* part(choleskyFactor(gram, -shift, workspace), 0.7, 0.8);
+      if (!factor) return undefined;
+      mirror(gram, 'lower', workspace);
+      space = yield* part(
+        this.krylov(
+          inverseOfRoot(factor, () => true, workspace),
+          k,
+        ),
+        0.8,
+        1,
+      );
+    }
+    const vectors = space.rightVectors(wanted);
+    space.free();
+    for (const m of [factor.inverses, gram]) workspace.free(m);
+    return { vectors, size };
+  }
+}
+
+/** b in float64, and the largest norm of its rows. */
+function copyOf(b: View, workspace: Workspace): { matrix: Matrix; size: number } {
+  const matrix = paddedMatrix(b.rows, b.cols, workspace);
+  let largest = 0;
+  for (let i = 0; i < b.rows; i++) {
+    const row = b.data.subarray(b.at + i * b.rowStride, b.at + i * b.rowStride + b.cols);
+    const own = matrix.data.subarray(i * matrix.cols, i * matrix.cols + b.cols);
+    own.set(convertHost(row, b.dtype, 'f64'));
+    let square = 0;
+    for (const x of own) square += x * x;
+    largest = Math.max(largest, square);
+  }
+  return { matrix, size: Math.sqrt(largest) };
+}
+
+/** B⁻¹ = U⁻¹ L⁻¹ P. */
+function inverseOf(f: LuFactor, workspace: Workspace): Omit<Operator, 'rows' | 'cols'> {
+  const triangles: Record<'l' | 'u' | 'ut' | 'lt', Triangle> = {
+    l: { matrix: f.lu, side: 'lower', inverses: f.inversesL, inversesTransposed: false },
+    u: { matrix: f.lu, side: 'upper', inverses: f.inversesUt, inversesTransposed: true },
+    ut: { matrix: f.transposed, side: 'lower', inverses: f.inversesUt, inversesTransposed: false },
+    lt: { matrix: f.transposed, side: 'upper', inverses: f.inversesL, inversesTransposed: true },
+  };
+  return {
+    times: (out, x) => {
+      const b = x.cols;
+      f.rows.forEach((from, to) => out.data.set(x.data.subarray(from * b, (from + 1) * b), to * b));
+      substitute(triangles.l, out, workspace);
+      substitute(triangles.u, out, workspace);
+    },
+    transposedTimes: (out, x) => {
+      const b = x.cols;
+      const y = workspace.matrix(x.rows, b);
+      y.data.set(x.data);
+      substitute(triangles.ut, y, workspace);
+      substitute(triangles.lt, y, workspace);
+      f.rows.forEach((to, from) => out.data.set(y.data.subarray(from * b, (from + 1) * b), to * b));
+      workspace.free(y);
+    },
+  };
+}
+
+/** L⁻¹, where L Lᵀ is the Gram matrix; Lᵀ is read from above the diagonal once it is there. */
+function inverseOfRoot(
+  { l, inverses }: CholeskyFactor,
+  isMirrored: () => boolean,
+  workspace: Workspace,
+): Omit<Operator, 'rows' | 'cols'> {
+  const lower: Triangle = { matrix: l, side: 'lower', inverses, inversesTransposed: false };
+  return {
+    times: (out, x) => {
+      out.data.set(x.data);
+      substitute(lower, out, workspace);
+    },
+    transposedTimes: (out, x) => {
+      out.data.set(x.data);
+      const acrossDiagonal = !isMirrored();
+      substitute({ matrix: l, side: 'upper', acrossDiagonal, inverses, inversesTransposed: true }, out, workspace);
+    },
+  };
+}
+
+/** Whether the smallest singular values lie close together compared with their distance from zero. */
+function isFarFromZero({ s }: Ritz): boolean {
+  return (s[Math.min(24, s.length) - 1]! / s[0]!) ** 2 > 0.2;
+}
+
+/** A shift safely below the smallest eigenvalue of the Gram matrix, or 0 when there is no room for one. */
+function shiftOf({ s, residuals }: Ritz, ridge: number, trace: number): number {
+  // no singular value of the inverse is larger than this
+  const lowest = 1 / (s[0]! + residuals[0]!) ** 2 - ridge;
+  const spread = 1 / s[Math.min(24, s.length) - 1]! ** 2 - lowest;
+  return Math.max(0, lowest - Math.max(0.02 * spread, 1e-13 * trace));
 }

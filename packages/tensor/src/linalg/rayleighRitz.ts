@@ -31,66 +31,67 @@ export function* rayleighRitz(b: View, y: Matrix, workspace: Workspace): Steps<T
   yield { stage: 'rayleigh-ritz', done: 0 };
   workspace.multiply(viewOf(projected), viewOf(y), b);
   const { u: p, s, vt } = yield* jacobiSvd(projected, workspace);
-  workspace.free(projected);
   const coordinates = workspace.load({ dtype: 'f64', shape: [p.rows, p.cols], data: p.data });
   const u = workspace.matrix(y.cols, y.rows);
   workspace.multiply(viewOf(u), transposed(viewOf(y)), coordinates);
-  workspace.free(coordinates);
+  // uᵀB without another product with B
+  const image = workspace.matrix(y.rows, b.cols);
+  workspace.multiply(viewOf(image), transposed(coordinates), viewOf(projected));
+  for (const m of [coordinates, projected]) workspace.free(m);
   yield { stage: 'certificate', done: 0.8 };
   const host: Matrix = { ...u, data: u.data.slice() };
-  workspace.free(u);
-  return { u: host, s, vt, ...measure(b, host, s, vt, workspace) };
+  const evidence = measure(b, host, s, vt, workspace, image);
+  for (const m of [u, image]) workspace.free(m);
+  return { u: host, s, vt, ...evidence };
 }
 
-/** Residuals and orthogonality of triplets of b. */
+/** Residuals and orthogonality of triplets of b; uᵀb `[d, n]` is computed unless it is given. */
 export function measure(
   b: View,
   u: Matrix,
   s: Float64Array,
   vt: Matrix,
   workspace: Workspace,
+  uTb?: Matrix,
 ): { residuals: Float64Array; orthogonality: number } {
   const [x, y] = [u, vt].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
   const d = s.length;
-  const squares = new Float64Array(d);
-  // (B v − s u)ᵀ and (Bᵀu − s v)ᵀ, a row for each triplet
-  for (const [product, from, other] of [
-    [transposed(b), y!, u],
-    [b, transposed(x!), vt],
-  ] as const) {
-    const left = workspace.matrix(d, product.cols);
-    workspace.multiply(viewOf(left), from, product);
-    const byRows = other === vt;
-    for (let i = 0; i < d; i++) {
-      let square = 0;
-      for (let t = 0; t < left.cols; t++) {
-        const value = byRows ? vt.data[i * vt.cols + t]! : u.data[t * d + i]!;
-        square += (left.data[i * left.cols + t]! - s[i]! * value) ** 2;
-      }
-      squares[i] = Math.max(squares[i]!, square);
-    }
-    workspace.free(left);
-  }
-  const orthogonality = Math.max(
-    distanceFromIdentity(transposed(x!), x!, workspace),
-    distanceFromIdentity(y!, transposed(y!), workspace),
-  );
-  workspace.free(x!);
-  workspace.free(y!);
-  return { residuals: squares.map(Math.sqrt), orthogonality };
+  const product = (left: View, right: View): Matrix => {
+    const out = workspace.matrix(left.rows, right.cols);
+    workspace.multiply(viewOf(out), left, right);
+    return out;
+  };
+  // (B v)ᵀ against s uᵀ, and uᵀB against s vᵀ
+  const vTb = product(y!, transposed(b));
+  const right = distances(vTb, s, transposed(viewOf(u)));
+  workspace.free(vTb);
+  const own = uTb ?? product(transposed(x!), b);
+  const left = distances(own, s, viewOf(vt));
+  if (!uTb) workspace.free(own);
+  const grams = [product(transposed(x!), x!), product(y!, transposed(y!))];
+  const orthogonality = Math.max(...grams.map(distanceFromIdentity));
+  for (const m of [...grams, x!, y!]) workspace.free(m);
+  return { residuals: Float64Array.from({ length: d }, (_, i) => Math.max(left[i]!, right[i]!)), orthogonality };
 }
 
-/** Largest entry of |a · b − I|. */
-function distanceFromIdentity(a: View, b: View, workspace: Workspace): number {
-  const product = workspace.matrix(a.rows, b.cols);
-  workspace.multiply(viewOf(product), a, b);
-  let most = 0;
-  for (let i = 0; i < a.rows; i++) {
-    for (let j = 0; j < b.cols; j++) {
-      most = Math.max(most, Math.abs(product.data[i * product.cols + j]! - (i === j ? 1 : 0)));
+/** ‖row i of a − s_i · row i of b‖ */
+function distances(a: Matrix, s: Float64Array, b: View): Float64Array {
+  return s.map((factor, i) => {
+    let square = 0;
+    let at = b.at + i * b.rowStride;
+    for (let t = i * a.cols; t < (i + 1) * a.cols; t++, at += b.colStride) {
+      square += (a.data[t]! - factor * b.data[at]!) ** 2;
     }
+    return Math.sqrt(square);
+  });
+}
+
+/** Largest entry of |a − I|. */
+function distanceFromIdentity({ rows, data }: Matrix): number {
+  let most = 0;
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < rows; j++) most = Math.max(most, Math.abs(data[i * rows + j]! - (i === j ? 1 : 0)));
   }
-  workspace.free(product);
   return most;
 }
 

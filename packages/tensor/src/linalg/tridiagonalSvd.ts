@@ -11,6 +11,7 @@ import { gramMatrix } from './gram.js';
 import { orthogonaliseRows, separate } from './jacobi.js';
 import { zeroMatrix, type Matrix } from './matrix.js';
 import { part, type Steps } from './steps.js';
+import { mirror } from './substitution.js';
 import type { Svd } from './svd.js';
 import { symmetricEigen, symmetricValues } from './symmetricEigen.js';
 import { viewOf, type View, type Workspace } from './workspace.js';
@@ -22,7 +23,7 @@ const GRADED = 1e-13;
 export function* tridiagonalSvd(b: View, workspace: Workspace): Steps<Svd | undefined> {
   const { rows: k, cols: n } = b;
   const gram = yield* part(gramMatrix(b, workspace), 0, 0.1);
-  workspace.mirror(gram, 'lower');
+  mirror(gram, 'lower', workspace);
   const { values, vectors } = yield* part(symmetricEigen(gram, workspace), 0.1, 0.5);
   workspace.free(gram);
   if (!(values[0]! > GRADED * values[k - 1]!)) {
@@ -59,7 +60,7 @@ function inOrder(j: Matrix, s: Float64Array, w: Matrix): Svd {
 /** Singular values of b `[k, n]`, k ≤ n, descending, and a bound on their absolute error. */
 export function* tridiagonalSingularValues(b: View, workspace: Workspace): Steps<{ s: Float64Array; error: number }> {
   const gram = yield* part(gramMatrix(b, workspace), 0, 0.3);
-  workspace.mirror(gram, 'lower');
+  mirror(gram, 'lower', workspace);
   const squares = yield* part(symmetricValues(gram, workspace), 0.3, 1);
   workspace.free(gram);
   const s = squares.map((x) => Math.sqrt(Math.max(0, x))).reverse();

@@ -53,8 +53,8 @@ export interface Workspace {
 
   /** c ← c ± a · b, in float64. c's rows are contiguous (colStride 1) and f64. */
   multiply(c: View, a: View, b: View, options?: MultiplyOptions): void;
-  /** Copies one triangle of a square matrix, transposed, onto the other. */
-  mirror(a: Matrix, from: 'lower' | 'upper'): void;
+  /** to `[n, m]` ← fromᵀ, both f64 with contiguous rows, in different memory or different parts of it. */
+  transpose(to: View, from: View): void;
   /** y ← a · x for a with contiguous f64 rows: y `[rows, 1]` or `[1, rows]`, x `[cols]` likewise, both contiguous. */
   rowsTimes(y: View, a: View, x: View): void;
   /** Every row of a, which is contiguous f64, becomes row − tau · (row · v) · v: a Householder reflection. v: `[1, cols]`. */
@@ -102,11 +102,10 @@ export class HostWorkspace implements Workspace {
     }
   }
 
-  mirror({ rows: n, data }: Matrix, from: 'lower' | 'upper'): void {
-    for (let i = 0; i < n; i++) {
-      for (let j = 0; j < i; j++) {
-        if (from === 'lower') data[j * n + i] = data[i * n + j]!;
-        else data[i * n + j] = data[j * n + i]!;
+  transpose(to: View, from: View): void {
+    for (let i = 0; i < to.rows; i++) {
+      for (let j = 0; j < to.cols; j++) {
+        to.data[to.at + i * to.rowStride + j] = from.data[from.at + j * from.rowStride + i]!;
       }
     }
   }

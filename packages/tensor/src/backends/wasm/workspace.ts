@@ -7,7 +7,7 @@ import { checkProduct, type MultiplyOptions, type View, type Workspace } from '.
 import type { WasmRuntime } from './runtime.js';
 
 /** Numbers of the jobs in assembly/index.ts. */
-const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37, mirror: 38 };
+const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37, transpose: 38 };
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
 const [MR, NR, STRIP, TILE] = [6, 4, 16, 8];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
@@ -77,10 +77,9 @@ export class WasmWorkspace implements Workspace {
     this.run(JOBS.multiply, tasks, (m * n * k) / tasks);
   }
 
-  mirror(a: Matrix, from: 'lower' | 'upper'): void {
-    const strips = Math.ceil(a.rows / TILE);
-    this.ints(0, a.data.byteOffset, a.rows, from === 'lower' ? 1 : 0, strips);
-    this.run(JOBS.mirror, Math.ceil(strips / 2), TILE * a.rows);
+  transpose(to: View, from: View): void {
+    this.ints(0, at(to), to.rowStride, at(from), from.rowStride, to.rows, to.cols);
+    this.run(JOBS.transpose, Math.ceil(to.rows / TILE), TILE * to.cols);
   }
 
   rowsTimes(y: View, a: View, x: View): void {

@@ -1,0 +1,68 @@
+/**
+ * G + δI = L Lᵀ for a symmetric positive definite G, blocked and in place.
+ *
+ * Source: Golub & Van Loan, Matrix Computations (4th ed.), §4.2.5.
+ */
+import type { Matrix } from './matrix.js';
+import type { Steps } from './steps.js';
+import { invertBlock, TRIANGULAR_BLOCK as BLOCK } from './substitution.js';
+import { transposed, viewOf, type Workspace } from './workspace.js';
+
+export interface CholeskyFactor {
+  /** `[n, n]`, with rows that may be longer: L on and below the diagonal; above it what was there. */
+  l: Matrix;
+  /** `[n, 96]`: the inverse of each diagonal block of L. */
+  inverses: Matrix;
+}
+
+/**
+ * Overwrites the lower triangle of g `[n, n]`, whose rows may be longer, with the factor of g + δI. Undefined when a pivot is not
+ * positive: the triangle is then destroyed, and the matrix not positive definite to working accuracy.
+ */
+export function* choleskyFactor(g: Matrix, delta: number, workspace: Workspace): Steps<CholeskyFactor | undefined> {
+  const { rows: n, cols: step } = g;
+  for (let i = 0; i < n; i++) g.data[i * step + i] = g.data[i * step + i]! + delta;
+  const inverses = workspace.matrix(n, BLOCK);
+  const panel = workspace.matrix(n, BLOCK);
+  let definite = true;
+  for (let k = 0; k < n && definite; k += BLOCK) {
+    yield { stage: 'cholesky', done: 1 - (1 - k / n) ** 3 };
+    const size = Math.min(BLOCK, n - k);
+    definite = factoriseBlock(g, k, size) && invertBlock(g, k, size, inverses);
+    const below = n - k - size;
+    if (!definite || below === 0) continue;
+    // the panel below: L = A·L_kk⁻ᵀ
+    for (let i = 0; i < below; i++) {
+      const row = (k + size + i) * step + k;
+      panel.data.set(g.data.subarray(row, row + size), i * BLOCK);
+      g.data.fill(0, row, row + size);
+    }
+    const l = viewOf(g, k + size, k, below, size);
+    workspace.multiply(l, viewOf(panel, 0, 0, below, size), transposed(viewOf(inverses, k, 0, size, size)));
+    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), { sign: -1, lower: true });
+  }
+  workspace.free(panel);
+  if (definite) return { l: g, inverses };
+  workspace.free(inverses);
+  return undefined;
+}
+
+/** The unblocked factorisation of a diagonal block; false when a pivot is not positive. */
+function factoriseBlock({ data, cols: step }: Matrix, at: number, size: number): boolean {
+  for (let i = 0; i < size; i++) {
+    const row = (at + i) * step + at;
+    for (let j = 0; j <= i; j++) {
+      const other = (at + j) * step + at;
+      let sum = data[row + j]!;
+      for (let t = 0; t < j; t++) sum -= data[row + t]! * data[other + t]!;
+      if (j < i) {
+        data[row + j] = sum / data[other + j]!;
+      } else {
+        // the negation also catches NaN
+        if (!(sum > 0)) return false;
+        data[row + i] = Math.sqrt(sum);
+      }
+    }
+  }
+  return true;
+}
