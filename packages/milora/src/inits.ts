@@ -10,7 +10,7 @@
  * are PiSSA (arXiv 2404.02948), the smallest r are MiLoRA (arXiv 2406.09044 §3). LoRA (arXiv 2106.09685) and MiCA
  * (arXiv 2604.01694) leave W alone and start from B·A = 0.
  */
-import { TensorError, convertHost, svd, windowSubspace } from '@milora/tensor';
+import { TensorError, convertHost, openWorkspace, svd, viewOf, windowSubspace } from '@milora/tensor';
 import type { Certificate, HostTensor, Philox, Subspace, SubspaceOptions } from '@milora/tensor';
 import { MiloraError } from './errors.js';
 import { scaling } from './peftConfig.js';

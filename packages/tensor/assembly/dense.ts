@@ -174,10 +174,11 @@ function copyTile(to: usize, ldt: usize, from: usize, ldf: usize, high: i32, wid
   }
 }
 
-/** The part of a tile in scratch that is on or below the diagonal, which starts `above` columns right of the tile's first entry. */
-function copyLower(to: usize, ldt: usize, from: usize, high: i32, wide: i32, above: i32): void {
+/** The part of a tile in scratch on one side of the diagonal, which starts `ahead` columns right of the tile's first entry. */
+function copyTriangle(to: usize, ldt: usize, from: usize, high: i32, wide: i32, ahead: i32, upper: bool): void {
   for (let r = 0; r < high; r++) {
-    for (let q = 0; q < min(wide, r + above + 1); q++) store<f64>(to + (<usize>q << 3), load<f64>(from + (<usize>q << 3)));
+    const first = upper ? max(0, r + ahead) : 0, last = upper ? wide : min(wide, r + ahead + 1);
+    for (let q = first; q < last; q++) store<f64>(to + (<usize>q << 3), load<f64>(from + (<usize>q << 3)));
     to += ldt;
     from += STEP_B;
   }
@@ -185,24 +186,24 @@ function copyLower(to: usize, ldt: usize, from: usize, high: i32, wide: i32, abo
 
 // ---- C ← C ± A·B ----
 // Slots: 0 c, 1 elements from one row of C to the next, 2 m, 3 n, 4 k, 5 a, 6 ars, 7 acs, 8 type of a, 9 b, 10 brs, 11 bcs, 12 type of b,
-// 13 subtract, 14 cut (0 columns in strips of 4, 1 rows in strips of 6, 2 a lower triangle, in pairs of strips), 15 strips.
+// 13 subtract, 14 cut (0 columns in strips of 4, 1 rows in strips of 6, 2 a lower triangle, 3 an upper one, in pairs of strips), 15 strips.
 
 function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
-  const c = ptr(0), ldc = <usize>int(1) << 3, k = int(4), lower = int(14) == 2;
+  const c = ptr(0), ldc = <usize>int(1) << 3, k = int(4), lower = int(14) == 2, upper = int(14) == 3;
   const a = ptr(5), ars = <isize>int(6), acs = <isize>int(7), typeA = int(8), shiftA = shiftOf(typeA);
   const b = ptr(9), brs = <isize>int(10), bcs = <isize>int(11), typeB = int(12), shiftB = shiftOf(typeB);
   const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 3), edge = packedB + (<usize>(NC * KC) << 3);
   const sign: f64 = int(13) ? -1 : 1;
   // a narrow B is not worth packing A
-  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR && !lower;
+  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR && !lower && !upper;
   for (let j0 = j; j0 < j + columns; j0 += NC) {
     const nc = min(NC, j + columns - j0);
-    const start = lower ? max(i, j0 / MR * MR) : i;
+    const start = lower ? max(i, j0 / MR * MR) : i, stop = upper ? min(i + rows, j0 + nc) : i + rows;
     for (let k0 = 0; k0 < k; k0 += KC) {
       const kc = min(KC, k - k0);
       pack(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shiftB), bcs, brs, nc, kc, NR, typeB, sign);
-      for (let i0 = start; i0 < i + rows; i0 += MC) {
-        const mc = min(MC, i + rows - i0);
+      for (let i0 = start; i0 < stop; i0 += MC) {
+        const mc = min(MC, stop - i0);
         const direct = inPlace ? mc - (mc % MR) : 0;
         const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << shiftA);
         if (direct < mc) {
@@ -212,7 +213,7 @@ function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
           const panelB = packedB + (<usize>(q * kc) << 3), wide = min(NR, nc - q);
           for (let r = 0; r < mc; r += MR) {
             const high = min(MR, mc - r);
-            if (lower && i0 + r + high <= j0 + q) continue;
+            if (lower && i0 + r + high <= j0 + q || upper && i0 + r >= j0 + q + wide) continue;
             const at = c + <usize>(i0 + r) * ldc + (<usize>(j0 + q) << 3);
             const panelA = packedA + (<usize>((r - direct) * kc) << 3);
             if (r < direct) {
@@ -222,12 +223,12 @@ function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
                 tileRows(kc, blockA + (<usize>(<isize>r * ars) << 3), <usize>ars << 3, panelB, edge, STEP_B);
                 copyTile(at, ldc, edge, STEP_B, high, wide);
               }
-            } else if (wide == NR && high == MR && !(lower && i0 + r < j0 + q + NR - 1)) {
+            } else if (wide == NR && high == MR && !(lower && i0 + r < j0 + q + NR - 1 || upper && i0 + r + MR - 1 > j0 + q)) {
               tile(kc, panelA, STEP_A, panelB, at, ldc);
             } else {
               copyTile(edge, STEP_B, at, ldc, high, wide);
               tile(kc, panelA, STEP_A, panelB, edge, STEP_B);
-              if (lower) copyLower(at, ldc, edge, high, wide, i0 + r - (j0 + q));
+              if (lower || upper) copyTriangle(at, ldc, edge, high, wide, i0 + r - (j0 + q), upper);
               else copyTile(at, ldc, edge, STEP_B, high, wide);
             }
           }
@@ -302,6 +303,90 @@ function dot(a: usize, b: usize, n: i32): f64 {
 export function rowsTimes(begin: i32, end: i32): void {
   const y = ptr(0), a = ptr(1), step = <usize>int(2) << 3, n = int(3), x = ptr(4);
   for (let i = begin; i < end; i++) store<f64>(y + (<usize>i << 3), dot(a + <usize>i * step, x, n));
+}
+
+/** First row of chunk t of `chunks` parts of an upper triangle with about as many entries each. */
+function chunkStart(t: i32, chunks: i32, n: i32): i32 {
+  return t >= chunks ? n : <i32>(<f64>n * (1 - Math.sqrt(1 - <f64>t / <f64>chunks))) & ~3;
+}
+
+/**
+ * Part of a · x for a symmetric a: what the rows of a chunk contribute, in a row of its own. Every entry above the diagonal counts
+ * twice. Slots: 0 partial sums [chunks, n], 1 a, 2 elements from row to row, 3 n, 4 x, 5 chunks. Tasks are chunks.
+ */
+export function symmetricTimes(begin: i32, end: i32): void {
+  const step = <usize>int(2) << 3, n = int(3), x = ptr(4), chunks = int(5);
+  for (let t = begin; t < end; t++) {
+    const y = ptr(0) + (<usize>(t * n) << 3), from = chunkStart(t, chunks, n), to = chunkStart(t + 1, chunks, n);
+    memory.fill(y + (<usize>from << 3), 0, <usize>(n - from) << 3);
+    let i = from;
+    for (; i + 4 <= to; i += 4) fourRows(y, ptr(1) + <usize>i * step, step, x, i, n);
+    for (; i < to; i++) {
+      const row = ptr(1) + <usize>i * step;
+      corner(y, row, step, x, i, 1);
+      const factor = load<f64>(x + (<usize>i << 3));
+      let sum: f64 = 0;
+      for (let j = <usize>(i + 1) << 3; j < <usize>n << 3; j += 8) {
+        const value = load<f64>(row + j);
+        sum += value * load<f64>(x + j);
+        store<f64>(y + j, load<f64>(y + j) + factor * value);
+      }
+      store<f64>(y + (<usize>i << 3), load<f64>(y + (<usize>i << 3)) + sum);
+    }
+  }
+}
+
+/** The square of `size` rows at the diagonal. */
+function corner(y: usize, row: usize, step: usize, x: usize, i: i32, size: i32): void {
+  for (let r = i; r < i + size; r++, row += step) {
+    for (let j = r; j < i + size; j++) {
+      const value = load<f64>(row + (<usize>j << 3)), at = y + (<usize>r << 3), other = y + (<usize>j << 3);
+      store<f64>(at, load<f64>(at) + value * load<f64>(x + (<usize>j << 3)));
+      if (j > r) store<f64>(other, load<f64>(other) + value * load<f64>(x + (<usize>r << 3)));
+    }
+  }
+}
+
+function fourRows(y: usize, row: usize, step: usize, x: usize, i: i32, n: i32): void {
+  corner(y, row, step, x, i, 4);
+  const own = <usize>i << 3, x0 = load<f64>(x + own), x1 = load<f64>(x + own, 8), x2 = load<f64>(x + own, 16), x3 = load<f64>(x + own, 24);
+  const f0 = f64x2.splat(x0), f1 = f64x2.splat(x1), f2 = f64x2.splat(x2), f3 = f64x2.splat(x3);
+  let s0 = f64x2.splat(0), s1 = s0, s2 = s0, s3 = s0;
+  const first = <usize>(i + 4) << 3;
+  let p = y + first, q = x + first, a0 = row + first, a1 = a0 + step, a2 = a1 + step, a3 = a2 + step;
+  let j = i + 4;
+  for (; j + 2 <= n; j += 2) {
+    const v = v128.load(q);
+    let sum = v128.load(p), a = v128.load(a0);
+    s0 = madd64(a, v, s0); sum = madd64(a, f0, sum);
+    a = v128.load(a1);
+    s1 = madd64(a, v, s1); sum = madd64(a, f1, sum);
+    a = v128.load(a2);
+    s2 = madd64(a, v, s2); sum = madd64(a, f2, sum);
+    a = v128.load(a3);
+    s3 = madd64(a, v, s3); sum = madd64(a, f3, sum);
+    v128.store(p, sum);
+    p += 16; q += 16; a0 += 16; a1 += 16; a2 += 16; a3 += 16;
+  }
+  let t0 = sum2(s0), t1 = sum2(s1), t2 = sum2(s2), t3 = sum2(s3);
+  if (j < n) {
+    const v = load<f64>(q), b0 = load<f64>(a0), b1 = load<f64>(a1), b2 = load<f64>(a2), b3 = load<f64>(a3);
+    store<f64>(p, load<f64>(p) + (b0 * x0 + b1 * x1 + (b2 * x2 + b3 * x3)));
+    t0 += b0 * v; t1 += b1 * v; t2 += b2 * v; t3 += b3 * v;
+  }
+  p = y + own;
+  store<f64>(p, load<f64>(p) + t0); store<f64>(p, load<f64>(p, 8) + t1, 8);
+  store<f64>(p, load<f64>(p, 16) + t2, 16); store<f64>(p, load<f64>(p, 24) + t3, 24);
+}
+
+/** y = the sum of the chunks' parts. Slots as above, but 1 y. Tasks are blocks of 256 entries. */
+export function sumPartial(begin: i32, end: i32): void {
+  const partial = ptr(0), y = ptr(1), n = int(3), chunks = int(5);
+  for (let j = begin * 256; j < min(n, end * 256); j++) {
+    let sum: f64 = 0;
+    for (let t = 0; t < chunks && chunkStart(t, chunks, n) <= j; t++) sum += load<f64>(partial + (<usize>(t * n + j) << 3));
+    store<f64>(y + (<usize>j << 3), sum);
+  }
 }
 
 /** a[i] −= tau · (a[i] · v) · v. Slots: 0 a, 1 elements from row to row, 2 and 3 tau, 4 v, 5 columns. Tasks are rows. */

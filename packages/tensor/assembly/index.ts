@@ -53,6 +53,8 @@ function work(job: i32, begin: i32, end: i32): void {
     case 36: return dense.reflectRows(begin, end);
     case 37: return dense.jacobiRound(begin, end);
     case 38: return dense.transpose(begin, end);
+    case 39: return dense.symmetricTimes(begin, end);
+    case 40: return dense.sumPartial(begin, end);
     default: unreachable();
   }
 }

@@ -18,7 +18,7 @@ export function* gramMatrix(b: View, workspace: Workspace, padded = false): Step
   for (let from = 0; from < b.cols; from += depth) {
     yield { stage: 'gram', done: from / b.cols };
     const piece: View = { ...b, at: b.at + from * b.colStride, cols: Math.min(depth, b.cols - from) };
-    workspace.multiply(square, piece, transposed(piece), { lower: true });
+    workspace.multiply(square, piece, transposed(piece), { only: 'lower' });
   }
   return gram;
 }

@@ -81,7 +81,7 @@ function openPairs(x: Matrix, n: number, tolerance: number, workspace: Workspace
   const blocks = Math.ceil(k / JACOBI_BLOCK);
   const gram = workspace.matrix(k, k);
   const rows = viewOf(x, 0, 0, k, n);
-  workspace.multiply(viewOf(gram), rows, transposed(rows), { lower: true });
+  workspace.multiply(viewOf(gram), rows, transposed(rows), { only: 'lower' });
   // of rows that count as zero the bound is infinite
   const bounds = Float64Array.from({ length: k }, (_, i) => {
     const square = gram.data[i * k + i]!;

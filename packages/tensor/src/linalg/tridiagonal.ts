@@ -40,7 +40,7 @@ export interface Tridiagonal {
 }
 
 /**
- * Tridiagonal form of a symmetric matrix that is stored in full; the matrix is overwritten with the reflections. Expects
+ * Tridiagonal form of a symmetric matrix, of which the upper triangle is read; the matrix is overwritten with the reflections. Expects
  * entries far enough from overflow that the sum of all squares is finite.
  */
 export function* tridiagonalise(a: Matrix, workspace: Workspace): Steps<Tridiagonal> {
@@ -151,7 +151,7 @@ class Panel {
     const from = k + 1;
     const length = a.rows - from;
     const v = viewOf(a, k, from, 1, length);
-    workspace.rowsTimes(vector(product, length), viewOf(a, from, from), v);
+    workspace.symmetricTimes(vector(product, length), viewOf(a, from, from), v);
     out.set(product.data.subarray(0, length), at);
     if (filled === 0) return;
     workspace.rowsTimes(vector(coefficients, filled), viewOf(rows, 0, from, filled, length), v);
@@ -167,13 +167,14 @@ class Panel {
     workspace.rowsTimes(vector(product, length), used, vector(coefficients, filled));
   }
 
-  /** Brings the rows and columns of A from `from` on up to date. */
+  /** Brings the upper triangle of A from row `from` on up to date. */
   subtractFrom(from: number): void {
     const { a, columns, rows, filled } = this;
     if (from >= a.rows) return;
     const length = a.rows - from;
     const left = viewOf(columns, from, 0, length, filled);
-    this.workspace.multiply(viewOf(a, from, from), left, viewOf(rows, 0, from, filled, length), { sign: -1 });
+    const right = viewOf(rows, 0, from, filled, length);
+    this.workspace.multiply(viewOf(a, from, from), left, right, { sign: -1, only: 'upper' });
   }
 }
 

@@ -37,8 +37,8 @@ export function transposed(v: View): View {
 export interface MultiplyOptions {
   /** −1 subtracts the product. Default 1. */
   sign?: 1 | -1;
-  /** Only entries on and below the diagonal of a square result; what stands above is left alone. */
-  lower?: boolean;
+  /** Only entries of one triangle of a square result, the diagonal included; what stands in the other is left alone. */
+  only?: 'lower' | 'upper';
 }
 
 export interface Workspace {
@@ -57,6 +57,8 @@ export interface Workspace {
   transpose(to: View, from: View): void;
   /** y ← a · x for a with contiguous f64 rows: y `[rows, 1]` or `[1, rows]`, x `[cols]` likewise, both contiguous. */
   rowsTimes(y: View, a: View, x: View): void;
+  /** y ← a · x for a symmetric a `[n, n]` with contiguous f64 rows, whose upper triangle is read; y and x as above. */
+  symmetricTimes(y: View, a: View, x: View): void;
   /** Every row of a, which is contiguous f64, becomes row − tau · (row · v) · v: a Householder reflection. v: `[1, cols]`. */
   reflectRows(a: View, v: View, tau: number): void;
   /**
@@ -88,16 +90,16 @@ export class HostWorkspace implements Workspace {
     // the same
   }
 
-  multiply(c: View, a: View, b: View, { sign = 1, lower = false }: MultiplyOptions = {}): void {
+  multiply(c: View, a: View, b: View, { sign = 1, only }: MultiplyOptions = {}): void {
     checkProduct(c, a, b);
     const [x, y, z] = [a.data, b.data, c.data];
     for (let i = 0; i < c.rows; i++) {
-      const end = lower ? Math.min(i + 1, c.cols) : c.cols;
+      const [first, end] = [only === 'upper' ? i : 0, only === 'lower' ? Math.min(i + 1, c.cols) : c.cols];
       const row = c.at + i * c.rowStride;
       for (let k = 0; k < a.cols; k++) {
         const factor = sign * x[a.at + i * a.rowStride + k * a.colStride]!;
-        let from = b.at + k * b.rowStride;
-        for (let j = 0; j < end; j++, from += b.colStride) z[row + j] = z[row + j]! + factor * y[from]!;
+        let from = b.at + k * b.rowStride + first * b.colStride;
+        for (let j = first; j < end; j++, from += b.colStride) z[row + j] = z[row + j]! + factor * y[from]!;
       }
     }
   }
@@ -112,6 +114,19 @@ export class HostWorkspace implements Workspace {
 
   rowsTimes(y: View, a: View, x: View): void {
     for (let i = 0; i < a.rows; i++) y.data[y.at + i] = dotAt(a.data, a.at + i * a.rowStride, x.data, x.at, a.cols);
+  }
+
+  symmetricTimes(y: View, a: View, x: View): void {
+    y.data.fill(0, y.at, y.at + a.rows);
+    for (let i = 0; i < a.rows; i++) {
+      const row = a.at + i * a.rowStride;
+      let sum = a.data[row + i]! * x.data[x.at + i]!;
+      for (let j = i + 1; j < a.cols; j++) {
+        sum += a.data[row + j]! * x.data[x.at + j]!;
+        y.data[y.at + j] = y.data[y.at + j]! + a.data[row + j]! * x.data[x.at + i]!;
+      }
+      y.data[y.at + i] = y.data[y.at + i]! + sum;
+    }
   }
 
   reflectRows(a: View, v: View, tau: number): void {

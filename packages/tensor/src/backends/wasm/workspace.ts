@@ -7,9 +7,17 @@ import { checkProduct, type MultiplyOptions, type View, type Workspace } from '.
 import type { WasmRuntime } from './runtime.js';
 
 /** Numbers of the jobs in assembly/index.ts. */
-const JOBS = { multiply: 34, rowsTimes: 35, reflectRows: 36, jacobiRound: 37, transpose: 38 };
+const JOBS = {
+  multiply: 34,
+  rowsTimes: 35,
+  reflectRows: 36,
+  jacobiRound: 37,
+  transpose: 38,
+  symmetricTimes: 39,
+  sumPartial: 40,
+};
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
-const [MR, NR, STRIP, TILE] = [6, 4, 16, 8];
+const [MR, NR, STRIP, TILE, SUM_BLOCK] = [6, 4, 16, 8, 256];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
 const WORTH = 8192;
 
@@ -63,14 +71,14 @@ export class WasmWorkspace implements Workspace {
     this.live.clear();
   }
 
-  multiply(c: View, a: View, b: View, { sign = 1, lower = false }: MultiplyOptions = {}): void {
+  multiply(c: View, a: View, b: View, { sign = 1, only }: MultiplyOptions = {}): void {
     checkProduct(c, a, b);
     const [m, n, k] = [c.rows, c.cols, a.cols];
     if (m === 0 || n === 0 || k === 0) return;
     const strips = Math.ceil(n / STRIP);
     const [byColumns, byRows] = [Math.ceil(n / NR), Math.ceil(m / MR)];
-    const cut = lower ? 2 : byColumns * NR >= byRows * MR ? 0 : 1;
-    const tasks = lower ? Math.ceil(strips / 2) : cut === 0 ? byColumns : byRows;
+    const cut = only === 'lower' ? 2 : only === 'upper' ? 3 : byColumns * NR >= byRows * MR ? 0 : 1;
+    const tasks = only ? Math.ceil(strips / 2) : cut === 0 ? byColumns : byRows;
     this.ints(0, at(c), c.rowStride, m, n, k);
     this.ints(5, at(a), a.rowStride, a.colStride, TYPES[a.dtype]!);
     this.ints(9, at(b), b.rowStride, b.colStride, TYPES[b.dtype]!, sign < 0 ? 1 : 0, cut, strips);
@@ -85,6 +93,18 @@ export class WasmWorkspace implements Workspace {
   rowsTimes(y: View, a: View, x: View): void {
     this.ints(0, at(y), at(a), a.rowStride, a.cols, at(x));
     this.run(JOBS.rowsTimes, a.rows, a.cols);
+  }
+
+  symmetricTimes(y: View, a: View, x: View): void {
+    const n = a.rows;
+    // as many as the size is worth, never as many as there are threads: the bits do not depend on those
+    const chunks = Math.max(1, Math.min(16, Math.floor(n / 64)));
+    const partial = this.memory.alloc(chunks * n * 8);
+    this.ints(0, partial, at(a), a.rowStride, n, at(x), chunks);
+    this.run(JOBS.symmetricTimes, chunks, (n * n) / chunks);
+    this.ints(0, partial, at(y), 0, n, 0, chunks);
+    this.run(JOBS.sumPartial, Math.ceil(n / SUM_BLOCK), SUM_BLOCK * chunks);
+    this.memory.free(partial);
   }
 
   reflectRows(a: View, v: View, tau: number): void {
