@@ -63,9 +63,14 @@ export function orthonormalise(
   const inverse = workspace.matrix(b, b);
   const copy = workspace.matrix(y.rows, b);
   const replaced = new Set<number>();
+  // every column may need one pass of its own
+  const mostPasses = b + 12;
   for (let pass = 0; ; pass++) {
-    if (pass === 12)
-      throw new TensorError('no-convergence', 'orthonormalise: expected an orthonormal block in 12 passes, got none');
+    if (pass === mostPasses)
+      throw new TensorError(
+        'no-convergence',
+        `orthonormalise: expected an orthonormal block in ${mostPasses} passes, got none`,
+      );
     gram.data.fill(0);
     workspace.multiply(viewOf(gram), transposed(viewOf(y)), viewOf(y));
     const floor = pass === 0 || replaced.size > 0 ? NOTHING * scale : 0;
