@@ -13,10 +13,10 @@
  */
 import { Philox } from '../random.js';
 import { orthogonalise, orthonormalise, startBlock, storeBlock } from './blockVectors.js';
-import { norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { multiplyMatrices, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { measure, type Triplets } from './rayleighRitz.js';
 import type { Steps } from './steps.js';
-import type { Svd } from './svd.js';
+import { jacobiSvd, type Svd } from './svd.js';
 import { symmetricEigen } from './symmetricEigen.js';
 import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 
@@ -24,6 +24,8 @@ import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 const GUARDS = 1;
 /** Rounds at most; a round fills the bases once. */
 const PATIENCE = 40;
+/** Singular values up to this share of the largest have lost too many digits in their squares. */
+const STEEP = 0.1;
 
 /** Vectors in a block, and in a basis at most. */
 function sizes(r: number, k: number): { block: number; most: number } {
@@ -131,6 +133,11 @@ class Bases {
         svd.u.data[i * count + to] = image.data[i * count + from]! / s;
         svd.vt.data[to * d + i] = vectors.data[i * count + from]!;
       }
+    }
+    if (!(svd.s[count - 1]! > STEEP * svd.s[0]!)) {
+      // C Q = P S Wᵀ: the same triplets, without the square
+      const { u, s, vt: w } = yield* jacobiSvd({ ...image, data: image.data.slice() }, workspace);
+      Object.assign(svd, { u, s, vt: multiplyMatrices(w, transposeMatrix(vectors)) });
     }
     for (const m of [vectors, image]) workspace.free(m);
     return svd;
