@@ -39,6 +39,12 @@ export function suitsGolubKahan(k: number, r: number): boolean {
   return k >= 192 && most + block <= k / 2;
 }
 
+/** Whether there is room for the bases at all. */
+export function fitsGolubKahan(k: number, r: number): boolean {
+  const { block, most } = sizes(r, k);
+  return most + block <= k;
+}
+
 export interface Leading {
   /** One more than asked for. */
   triplets: Triplets;

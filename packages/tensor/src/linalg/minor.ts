@@ -41,6 +41,11 @@ export function suitsShiftInvert(k: number, r: number): boolean {
   return k >= 192 && mostVectors(r) + BLOCK <= k;
 }
 
+/** Whether there is room for a Krylov space at all: see `LanczosOptions.most`. */
+export function fitsShiftInvert(k: number, r: number): boolean {
+  return r + GUARDS + 4 * BLOCK <= k;
+}
+
 const mostVectors = (r: number): number => Math.ceil((4 * (r + GUARDS) + 160) / BLOCK) * BLOCK;
 
 export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
