@@ -44,9 +44,9 @@ export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Wo
 const NOTHING = 1e-14;
 
 /**
- * Makes the columns of y orthonormal by Cholesky QR, repeated until they are, and returns the triangular factor `[b, b]`. Columns
- * that depend on others are replaced by random ones, orthogonal to the basis, with zeros in the factor: the space found is then
- * invariant, and the search goes on outside of it.
+ * Makes the columns of y, none longer than `scale`, orthonormal by Cholesky QR, repeated until they are, and returns the triangular
+ * factor `[b, b]`: y = (new y) · factor. A column that depends on those before it is replaced by a random one, orthogonal to the
+ * basis and with zero on the factor's diagonal: the space found is then invariant, and the search goes on outside of it.
  */
 export function orthonormalise(
   y: Matrix,
@@ -62,32 +62,48 @@ export function orthonormalise(
   const gram = workspace.matrix(b, b);
   const inverse = workspace.matrix(b, b);
   const copy = workspace.matrix(y.rows, b);
-  const replaced = new Set<number>();
+  // what the factor says of replaced columns, until it is made
+  const replaced = new Map<number, number[]>();
+  // whether the columns still have their own lengths
+  let raw = true;
+  // every column may need one pass of its own
+  const mostPasses = b + 12;
   for (let pass = 0; ; pass++) {
-    if (pass === 12)
-      throw new TensorError('no-convergence', 'orthonormalise: expected an orthonormal block in 12 passes, got none');
+    if (pass === mostPasses)
+      throw new TensorError(
+        'no-convergence',
+        `orthonormalise: expected an orthonormal block in ${mostPasses} passes, got none`,
+      );
     gram.data.fill(0);
     workspace.multiply(viewOf(gram), transposed(viewOf(y)), viewOf(y));
-    const floor = pass === 0 || replaced.size > 0 ? NOTHING * scale : 0;
+    const floor = raw ? NOTHING * scale : 0;
     const bad = cholesky(gram, floor * floor);
     if (bad >= 0) {
+      if (!replaced.has(bad))
+        replaced.set(
+          bad,
+          Array.from({ length: bad }, (_, i) => gram.data[i * b + bad]!),
+        );
       const fresh = random.normalArray(y.rows);
-      // a new direction instead; what the factor says of this column stays, but it has no part in itself
-      for (let i = 0; i < y.rows; i++) y.data[i * b + bad] = fresh[i]!;
+      const size = raw && scale > 0 ? scale / Math.sqrt(y.rows) : 1;
+      for (let i = 0; i < y.rows; i++) y.data[i * b + bad] = fresh[i]! * size;
       orthogonalise(y, basis, d, workspace);
-      replaced.add(bad);
       continue;
     }
-    const error = pass === 0 ? 1 : distanceFromIdentity(gram);
+    const error = raw ? 1 : distanceFromIdentity(gram);
     if (error < 4 * b * Number.EPSILON) break;
     invertUpper(gram, inverse);
     copy.data.set(y.data);
     y.data.fill(0);
     workspace.multiply(viewOf(y), viewOf(copy), viewOf(inverse));
+    for (const [c, above] of replaced) for (let i = 0; i <= c; i++) gram.data[i * b + c] = above[i] ?? 0;
+    replaced.clear();
+    // what was left of a column after those before it may again have a part in the basis
+    if (raw && d > 0 && shrinks(gram)) orthogonalise(y, basis, d, workspace);
     multiplyUpper(gram, total);
+    raw = false;
   }
   for (const m of [gram, inverse, copy]) workspace.free(m);
-  for (const c of replaced) for (let j = c; j < b; j++) total.data[c * b + j] = 0;
   const result: Matrix = { rows: b, cols: b, data: total.data.slice() };
   workspace.free(total);
   return result;
@@ -111,6 +127,16 @@ function cholesky(s: Matrix, floor: number): number {
   }
   for (let i = 1; i < n; i++) data.fill(0, i * n, i * n + i);
   return -1;
+}
+
+/** Whether a column of RᵀR's factor R lies mostly in the columns before it. */
+function shrinks({ rows: n, data }: Matrix): boolean {
+  for (let j = 0; j < n; j++) {
+    let square = 0;
+    for (let i = 0; i <= j; i++) square += data[i * n + j]! ** 2;
+    if (data[j * n + j]! ** 2 < 1e-4 * square) return true;
+  }
+  return false;
 }
 
 /** Largest entry of |R − I|. */

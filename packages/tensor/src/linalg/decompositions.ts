@@ -9,9 +9,9 @@ import { TensorError } from '../errors.js';
 import { fingerprint } from '../hash.js';
 import type { HostTensor } from '../host.js';
 import { Tensor } from '../tensor.js';
-import { leadingTriplets, suitsGolubKahan } from './leading.js';
+import { fitsGolubKahan, leadingTriplets, suitsGolubKahan } from './leading.js';
 import { matrixFromHost, transposeMatrix } from './matrix.js';
-import { minorTriplets, suitsShiftInvert } from './minor.js';
+import { fitsShiftInvert, minorTriplets, suitsShiftInvert } from './minor.js';
 import { certify, largest, measure, slice } from './rayleighRitz.js';
 import { exponentToOne, largestMagnitude, scaleByPowerOfTwo } from './scaling.js';
 import { part, runSteps, type Steps } from './steps.js';
@@ -245,22 +245,23 @@ function* attempt(
   workspace: Workspace,
 ): Steps<Subspace | undefined> {
   const k = b.rows;
+  const square = k === b.cols;
   if (method === 'shift-invert') {
-    const found = to === k ? yield* minorTriplets(b, to - from, workspace) : undefined;
+    const found = to === k && fitsShiftInvert(k, to - from) ? yield* minorTriplets(b, to - from, workspace) : undefined;
     if (!found) return undefined;
     const { triplets, guards, size } = found;
     const window = slice(triplets, guards, triplets.s.length);
     const above = { value: triplets.s[guards - 1]!, error: triplets.residuals[guards - 1]! };
     const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(guards) };
-    return { from, ...window, certificate: certify(method, evidence, { above }, size, host.dtype) };
+    return { from, ...window, certificate: certify(method, evidence, { above, square }, size, host.dtype) };
   }
   if (method === 'golub-kahan') {
-    if (from !== 0) return undefined;
+    if (from !== 0 || !fitsGolubKahan(k, to)) return undefined;
     const triplets = yield* leadingTriplets(b, to, options.tolerance ?? TOLERANCE / 10, workspace);
     const window = slice(triplets, 0, to);
     const below = { value: triplets.s[to]!, error: triplets.residuals[to]! };
     const evidence = { ...triplets, s: window.s, residuals: triplets.residuals.subarray(0, to) };
-    return { from, ...window, certificate: certify(method, evidence, { below }, window.s[0]!, host.dtype) };
+    return { from, ...window, certificate: certify(method, evidence, { below, square }, window.s[0]!, host.dtype) };
   }
   const whole = yield* part(
     method === 'tridiagonal' ? tridiagonalSvd(b, workspace) : jacobiOf(b, host, exponent, workspace),
@@ -275,7 +276,7 @@ function* attempt(
   const error = largest(evidence.residuals);
   const above = from === 0 ? undefined : { value: whole.s[from - 1]!, error };
   const below = to === k ? undefined : { value: whole.s[to]!, error };
-  return { from, ...window, certificate: certify(method, evidence, { above, below }, whole.s[0]!, host.dtype) };
+  return { from, ...window, certificate: certify(method, evidence, { above, below, square }, whole.s[0]!, host.dtype) };
 }
 
 /** The Jacobi path, of b rather than of the matrix. */

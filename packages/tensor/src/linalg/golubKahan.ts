@@ -14,7 +14,7 @@
  */
 import { Philox } from '../random.js';
 import { orthogonalise, orthonormalise, startBlock, storeBlock } from './blockVectors.js';
-import { norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { multiplyMatrices, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import type { Steps } from './steps.js';
 import { jacobiSvd, type Svd } from './svd.js';
 import { symmetricEigen } from './symmetricEigen.js';
@@ -195,6 +195,11 @@ class Bases {
       const image = workspace.matrix(d, count);
       workspace.multiply(viewOf(image), small, viewOf(vectors));
       const svd = fromEigen(values, vectors, image);
+      if (values[d - count]! < STEEP * values[d - 1]!) {
+        // C Q = P S Wᵀ: the same triplets, with left vectors as orthogonal as the right ones
+        const { u, s, vt: w } = yield* jacobiSvd({ ...image, data: image.data.slice() }, workspace);
+        Object.assign(svd, { u, s, vt: multiplyMatrices(w, transposeMatrix(vectors)) });
+      }
       for (const m of [vectors, image]) workspace.free(m);
       return svd;
     }
@@ -247,8 +252,8 @@ class Bases {
   }
 }
 
-/** Squares of singular values above this share of the largest keep enough digits. */
-const SQUARABLE = 1e-8;
+/** Squares of singular values above this share of the largest keep enough digits for the right vectors, and for the left ones. */
+const [SQUARABLE, STEEP] = [1e-8, 1e-4];
 
 /** Triplets of C from the eigenpairs of CᵀC, of which the vectors of the largest values are given, and C times those vectors. */
 function fromEigen(values: Float64Array, vectors: Matrix, image: Matrix): Svd {

@@ -22,6 +22,12 @@ export function suitsGolubKahan(k: number, r: number): boolean {
   return k >= 192 && most + block <= k / 2;
 }
 
+/** Whether there is room for the bases at all. */
+export function fitsGolubKahan(k: number, r: number): boolean {
+  const { block, most } = sizes(r);
+  return most + block <= k;
+}
+
 /** The r largest triplets of b `[k, n]` and one more, with residuals up to `tolerance`·s₁ if that can be had. */
 export function* leadingTriplets(b: View, r: number, tolerance: number, workspace: Workspace): Steps<Triplets> {
   const operator: Operator = {

@@ -46,6 +46,11 @@ export function suitsShiftInvert(k: number, r: number): boolean {
   return k >= 192 && mostVectors(r) + BLOCK <= k;
 }
 
+/** Whether there is room for a Krylov space at all. */
+export function fitsShiftInvert(k: number, r: number): boolean {
+  return r + GUARDS + 4 * BLOCK <= k;
+}
+
 function mostVectors(r: number): number {
   return Math.ceil((4 * (r + GUARDS) + 160) / BLOCK) * BLOCK;
 }
@@ -53,7 +58,7 @@ function mostVectors(r: number): number {
 /** The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. */
 export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
   const wanted = r + GUARDS;
-  const search = new Search(wanted, mostVectors(r), workspace);
+  const search = new Search(wanted, Math.min(mostVectors(r), b.rows - BLOCK), workspace);
   let found = b.rows === b.cols ? yield* part(search.byLu(b), 0, 0.9) : undefined;
   found ??= yield* part(search.byCholesky(b), 0, 0.9);
   if (!found) return undefined;

@@ -107,18 +107,22 @@ export interface Neighbour {
   error: number;
 }
 
-/** The certificate of a window with residuals, between neighbours outside, for a matrix of norm `size` (or a lower bound of it). */
+/**
+ * The certificate of a window with residuals, between neighbours outside, for a matrix of norm `size` (or a lower bound of it). The
+ * vectors of the longer side have those of the null space for neighbours as well, at zero.
+ */
 export function certify(
   method: Method,
   { s, residuals, orthogonality }: Pick<Triplets, 's' | 'residuals' | 'orthogonality'>,
-  neighbours: { above?: Neighbour | undefined; below?: Neighbour | undefined },
+  neighbours: { above?: Neighbour | undefined; below?: Neighbour | undefined; square: boolean },
   size: number,
   dtype: DType,
 ): Certificate {
-  const { above, below } = neighbours;
+  const { above, below, square } = neighbours;
   const distances: Neighbour[] = [];
   if (above) distances.push({ value: above.value - s[0]!, error: above.error });
   if (below) distances.push({ value: s[s.length - 1]! - below.value, error: below.error });
+  if (!square) distances.push({ value: s[s.length - 1]!, error: 0 });
   const unit = size > 0 ? size : 1; // of the zero matrix everything is zero
   const residual = largest(residuals) / unit;
   const gap = Math.max(0, Math.min(...distances.map(({ value, error }) => value - error)) / unit);

@@ -15,7 +15,10 @@ export interface Certificate {
   residual: number;
   /** Largest entry of |UᵀU − I| and |VᵀV − I|. */
   orthogonality: number;
-  /** Distance from the singular values taken to the nearest one left out, relative to ‖A‖; Infinity when all are taken. */
+  /**
+   * Distance from the singular values taken to the nearest one left out, relative to ‖A‖; Infinity when all are taken. The
+   * longer side of a matrix that is not square has zeros besides, which are never taken.
+   */
   gap: number;
   /**
    * Upper bound on the sine of the largest angle between the computed subspaces and the true ones (Wedin 1972):
