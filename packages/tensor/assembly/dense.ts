@@ -54,6 +54,25 @@ function load2<T>(p: usize): v128 {
   return f64x2.replace_lane(f64x2.splat(load1<T>(p)), 1, load1<T>(p + 2));
 }
 
+/** Two lines of a panel that run along memory. */
+// @ts-ignore: decorator
+@inline
+function packTwo<T>(p: usize, at: usize, other: usize, depth: i32, bytes: usize, signs: v128): void {
+  let k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    const a = f64x2.mul(load2<T>(at), signs), b = f64x2.mul(load2<T>(at + other), signs);
+    v128.store(p, v128.shuffle<f64>(a, b, 0, 2));
+    v128.store(p + bytes, v128.shuffle<f64>(a, b, 1, 3));
+    p += 2 * bytes;
+    at += 2 * sizeof<T>();
+  }
+  if (k < depth) {
+    const sign = f64x2.extract_lane(signs, 0);
+    store<f64>(p, load1<T>(at) * sign);
+    store<f64>(p, load1<T>(at + other) * sign, 8);
+  }
+}
+
 /**
  * Panels [side][depth] of a matrix whose lines lie side by side: `along` is the step from one of the panel's lines to the next, `down`
  * that along the depth, in elements. Lines beyond the last are zero.
@@ -84,7 +103,9 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
   }
   for (; i < lines; i += side) {
     const live = min(side, lines - i);
-    for (let r = 0; r < side; r++) {
+    let r = 0;
+    if (down == 1) for (; r + 2 <= live; r += 2) packTwo<T>(to + (<usize>r << 3), from + <isize>(i + r) * along * width, along * width, depth, bytes, signs);
+    for (; r < side; r++) {
       let p = to + (<usize>r << 3), at = from + <isize>(i + r) * along * width;
       const step = r < live ? down * width : 0;
       const factor = r < live ? sign : 0;
@@ -195,7 +216,7 @@ function multiplyPart(i: i32, rows: i32, j: i32, columns: i32): void {
   const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 3), edge = packedB + (<usize>(NC * KC) << 3);
   const sign: f64 = int(13) ? -1 : 1;
   // a narrow B is not worth packing A
-  const inPlace = typeA == F64 && acs == 1 && int(3) <= 4 * NR && !lower && !upper;
+  const inPlace = typeA == F64 && acs == 1 && int(3) <= 8 * NR && !lower && !upper;
   for (let j0 = j; j0 < j + columns; j0 += NC) {
     const nc = min(NC, j + columns - j0);
     const start = lower ? max(i, j0 / MR * MR) : i, stop = upper ? min(i + rows, j0 + nc) : i + rows;
@@ -255,29 +276,30 @@ function shiftOf(type: i32): usize {
 }
 
 // ---- to ← fromᵀ ----
-// Slots: 0 to, 1 elements from row to row, 2 from, 3 elements from row to row, 4 rows of to, 5 columns. Tasks are strips of TILE rows.
+// Slots: 0 to, 1 elements from row to row, 2 from, 3 elements from row to row, 4 rows of to, 5 columns. Tasks are strips of HIGH rows.
 
-const TILE: i32 = 8; // a tile's row is a line of the cache
+// a tile: what it writes of a row is a line of the cache, what it reads several
+const HIGH: i32 = 32, WIDE: i32 = 8;
 
 /** Rows i … and columns j … of `to`, by way of scratch: rows of a large matrix may share their place in the cache. */
 function transposeTile(i: i32, j: i32): void {
-  const high = min(TILE, int(4) - i), wide = min(TILE, int(5) - j), buffer = scratch();
+  const high = min(HIGH, int(4) - i), wide = min(WIDE, int(5) - j), buffer = scratch();
   const ldt = <usize>int(1) << 3, ldf = <usize>int(3) << 3;
   const to = ptr(0) + <usize>i * ldt + (<usize>j << 3), from = ptr(2) + <usize>j * ldf + (<usize>i << 3);
   for (let r = 0; r < wide; r++) {
     for (let c = 0; c < high; c++) {
-      store<f64>(buffer + (<usize>(c * TILE + r) << 3), load<f64>(from + <usize>r * ldf + (<usize>c << 3)));
+      store<f64>(buffer + (<usize>(c * WIDE + r) << 3), load<f64>(from + <usize>r * ldf + (<usize>c << 3)));
     }
   }
   for (let r = 0; r < high; r++) {
-    const row = to + <usize>r * ldt, own = buffer + (<usize>(r * TILE) << 3);
+    const row = to + <usize>r * ldt, own = buffer + (<usize>(r * WIDE) << 3);
     for (let c = 0; c < wide; c++) store<f64>(row + (<usize>c << 3), load<f64>(own + (<usize>c << 3)));
   }
 }
 
 export function transpose(begin: i32, end: i32): void {
   for (let t = begin; t < end; t++) {
-    for (let j = 0; j < int(5); j += TILE) transposeTile(t * TILE, j);
+    for (let j = 0; j < int(5); j += WIDE) transposeTile(t * HIGH, j);
   }
 }
 

@@ -59,7 +59,6 @@ export interface KrylovSpace extends Ritz {
   dimension: number;
   /** Rows: the `count` first right singular vectors, in the workspace. */
   rightVectors(count: number): Matrix;
-  leftVectors(count: number): Matrix;
   free(): void;
 }
 
@@ -78,7 +77,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
     const looking = blocks === look?.blocks;
     if (d < next && !full && !looking && blocks < patience) continue;
 
-    const small = yield* bases.triplets(Math.min(kept, d));
+    const small = yield* bases.triplets(Math.min(kept, d), full);
     const ritz = { s: small.s, residuals: bases.residuals(small) };
     const worst = worstOf(ritz, wanted, relativeTo);
     const converged = worst <= tolerance;
@@ -88,14 +87,15 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
         converged,
         dimension: d,
         rightVectors: (count) => bases.combine(bases.v, small.vt, count),
-        leftVectors: (count) => bases.combine(bases.u, transposeMatrix(small.u), count),
         free: () => {
           bases.free();
         },
       };
     }
     if (worst < Infinity) {
-      next = predict(last, d, worst, tolerance, block);
+      // a look costs as much as a few blocks do, of a small matrix more
+      const most = (Math.min(operator.rows, operator.cols) >= 2048 ? 3 : 6) * block;
+      next = d + Math.min(most, predict(last, d, worst, tolerance, block));
       last = { dimension: d, worst };
     }
     if (full) {
@@ -116,7 +116,7 @@ function worstOf({ s, residuals }: Ritz, wanted: number, relativeTo: 'own' | 'la
   return worst;
 }
 
-/** Where the residual is expected to be small enough: its logarithm falls about linearly. */
+/** How many vectors more are expected to make the residual small enough: its logarithm falls about linearly. */
 function predict(
   last: { dimension: number; worst: number } | undefined,
   d: number,
@@ -126,8 +126,8 @@ function predict(
 ): number {
   const slope = last ? Math.log(last.worst / worst) / (d - last.dimension) : 0;
   const more = slope > 0 ? Math.log(worst / tolerance) / slope : 2 * block;
-  // not too far at once: convergence often speeds up
-  return d + Math.max(block, Math.min(Math.ceil((0.8 * more) / block) * block, 6 * block));
+  // somewhat less, since convergence often speeds up
+  return Math.max(block, Math.ceil((0.8 * more) / block) * block);
 }
 
 /** The two bases, as rows, and C with Op·V = U·C. */
@@ -183,8 +183,11 @@ class Bases {
     this.factor = orthonormalise(next, this.v, this.dimension, scale, this.random, workspace);
   }
 
-  /** The `count` largest triplets of C: by its Gram matrix, unless that would cost too many digits. */
-  *triplets(count: number): Steps<Svd> {
+  /**
+   * The `count` largest triplets of C: by its Gram matrix, unless that would cost too many digits. The left vectors of small ones
+   * are as orthogonal as the right ones only if asked for.
+   */
+  *triplets(count: number, orthogonal: boolean): Steps<Svd> {
     const { dimension: d, c, workspace } = this;
     const small = viewOf(c, 0, 0, d, d);
     const gram = workspace.matrix(d, d);
@@ -195,7 +198,7 @@ class Bases {
       const image = workspace.matrix(d, count);
       workspace.multiply(viewOf(image), small, viewOf(vectors));
       const svd = fromEigen(values, vectors, image);
-      if (values[d - count]! < STEEP * values[d - 1]!) {
+      if (orthogonal && values[d - count]! < STEEP * values[d - 1]!) {
         // C Q = P S Wᵀ: the same triplets, with left vectors as orthogonal as the right ones
         const { u, s, vt: w } = yield* jacobiSvd({ ...image, data: image.data.slice() }, workspace);
         Object.assign(svd, { u, s, vt: multiplyMatrices(w, transposeMatrix(vectors)) });

@@ -12,7 +12,7 @@ const [WORK, DEPTH] = [2e9, 320];
 /** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. Its rows may be longer than k: `padded`. */
 export function* gramMatrix(b: View, workspace: Workspace, padded = false): Steps<Matrix> {
   const k = b.rows;
-  const gram = padded ? paddedMatrix(k, k, workspace) : workspace.matrix(k, k);
+  const gram = padded ? paddedMatrix(k, k, workspace, true) : workspace.matrix(k, k);
   const square = viewOf(gram, 0, 0, k, k);
   const depth = Math.max(1, Math.ceil(WORK / b.rows ** 2 / DEPTH)) * DEPTH;
   for (let from = 0; from < b.cols; from += depth) {
@@ -23,7 +23,7 @@ export function* gramMatrix(b: View, workspace: Workspace, padded = false): Step
   return gram;
 }
 
-/** A matrix whose rows are a little longer where they would else be a power of two apart, and share their places in the caches. */
-export function paddedMatrix(rows: number, cols: number, workspace: Workspace): Matrix {
-  return workspace.matrix(rows, cols % 256 === 0 ? cols + 8 : cols);
+/** A matrix, of zeros or of anything, whose rows are a little longer where they would else be a power of two apart, and share their places in the caches. */
+export function paddedMatrix(rows: number, cols: number, workspace: Workspace, zero: boolean): Matrix {
+  return workspace.matrix(rows, cols % 256 === 0 ? cols + 8 : cols, zero);
 }

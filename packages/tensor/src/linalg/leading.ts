@@ -30,20 +30,21 @@ export function fitsGolubKahan(k: number, r: number): boolean {
 
 /** The r largest triplets of b `[k, n]` and one more, with residuals up to `tolerance`·s₁ if that can be had. */
 export function* leadingTriplets(b: View, r: number, tolerance: number, workspace: Workspace): Steps<Triplets> {
+  // Bᵀ, whose right vectors are those of the shorter side
   const operator: Operator = {
-    rows: b.rows,
-    cols: b.cols,
+    rows: b.cols,
+    cols: b.rows,
     times: (out: Matrix, x: Matrix) => {
-      workspace.multiply(viewOf(out), b, viewOf(x));
+      workspace.multiply(viewOf(out), transposed(b), viewOf(x));
     },
     transposedTimes: (out: Matrix, x: Matrix) => {
-      workspace.multiply(viewOf(out), transposed(b), viewOf(x));
+      workspace.multiply(viewOf(out), b, viewOf(x));
     },
   };
   const wanted = r + GUARDS;
   const options = { wanted, ...sizes(r), tolerance, relativeTo: 'largest' as const, patience: PATIENCE };
   const space = yield* part(golubKahan(operator, options, workspace), 0, 0.9);
-  const y = space.leftVectors(wanted);
+  const y = space.rightVectors(wanted);
   space.free();
   const triplets = yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
   workspace.free(y);

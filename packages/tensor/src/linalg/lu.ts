@@ -53,7 +53,7 @@ export function* luFactor(b: Matrix, least: number, workspace: Workspace): Steps
     if (right === 0) break;
     // U₁₂ = L₁₁⁻¹ A₁₂, then A₂₂ − L₂₁ U₁₂
     const above = viewOf(b, k, k + size, size, right);
-    const before = workspace.matrix(size, right);
+    const before = workspace.matrix(size, right, false);
     for (let i = 0; i < size; i++) {
       const at = (k + i) * b.cols + k + size;
       before.data.set(b.data.subarray(at, at + right), i * right);
@@ -66,7 +66,7 @@ export function* luFactor(b: Matrix, least: number, workspace: Workspace): Steps
     });
   }
   workspace.free(copy);
-  const ul = workspace.matrix(n, b.cols);
+  const ul = workspace.matrix(n, b.cols, false);
   workspace.transpose(viewOf(ul, 0, 0, n, n), viewOf(b, 0, 0, n, n));
   const inversesUt = workspace.matrix(n, BLOCK);
   for (let k = 0; k < n; k += BLOCK) invertBlock(ul, k, Math.min(BLOCK, n - k), inversesUt);

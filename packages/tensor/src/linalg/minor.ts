@@ -18,7 +18,7 @@ import { choleskyFactor, type CholeskyFactor } from './choleskyFactor.js';
 import { golubKahan, type KrylovSpace, type Operator, type Ritz } from './golubKahan.js';
 import { gramMatrix, paddedMatrix } from './gram.js';
 import { luFactor, type LuFactor } from './lu.js';
-import type { Matrix } from './matrix.js';
+import { dot, type Matrix } from './matrix.js';
 import { rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { part, type Steps } from './steps.js';
 import { mirror, substitute, type Triangle } from './substitution.js';
@@ -32,6 +32,8 @@ const GUARDS = 4;
 const TOLERANCE = 1e-8;
 /** Blocks after which it is decided whether to shift. */
 const LOOK = 5;
+/** Times that a factor is given up for one with a better shift. */
+const MOST_SHIFTS = 2;
 
 /** The minor triplets, with `guards` more than asked for before them. */
 export interface Minor {
@@ -105,7 +107,7 @@ class Search {
     const { matrix, size } = copyOf(b, workspace);
     const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.6);
     let shift = false;
-    const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen));
+    const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen, 0.2));
     const space = yield* part(this.krylov(inverseOf(factor, workspace), b.rows, leave), 0.6, 1);
     const vectors = shift ? undefined : space.rightVectors(wanted);
     space.free();
@@ -119,67 +121,55 @@ class Search {
     const k = b.rows;
     const gram = yield* part(gramMatrix(b, workspace, true), 0, 0.5);
     const diagonal = Float64Array.from({ length: k }, (_, i) => gram.data[i * gram.cols + i]!);
-    const trace = diagonal.reduce((x, y) => x + y, 0);
     const size = Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0));
-    // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
-    const ridge = 4 * Number.EPSILON * trace;
+    const trace = diagonal.reduce((x, y) => x + y, 0);
+    let shift = guessShift(gram, trace);
     mirror(gram, 'lower', workspace); // kept above the diagonal, in case the factor is to be made again
-    const unshifted = yield* part(choleskyFactor(gram, ridge, workspace), 0.5, 0.65);
-    if (!unshifted) return undefined;
-
-    let [shift, mirrored] = [0, false];
-    const leave = (seen: Ritz): boolean => {
-      if (isFarFromZero(seen)) shift = shiftOf(seen, ridge, trace);
-      if (shift > 0) return true;
-      mirror(gram, 'lower', workspace);
-      mirrored = true;
-      return false;
-    };
-    let space = yield* part(
-      this.krylov(
-        inverseOfRoot(unshifted, () => mirrored, workspace),
-        k,
-        leave,
-      ),
-      0.65,
-      0.8,
-    );
-    let factor: CholeskyFactor | undefined = unshifted;
-    if (shift > 0) {
+    for (let attempt = 0; ; attempt++) {
+      if (attempt > 0) {
+        mirror(gram, 'upper', workspace);
+        for (let i = 0; i < k; i++) gram.data[i * gram.cols + i] = diagonal[i]!;
+      }
+      // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
+      const delta = shift > 0 ? -shift : 4 * Number.EPSILON * trace;
+      const factor = yield* part(choleskyFactor(gram, delta, workspace), 0.5, 0.7);
+      if (!factor && shift === 0) return undefined;
+      if (!factor) {
+        shift = 0;
+        continue;
+      }
+      let [better, mirrored] = [0, false];
+      const leave = (seen: Ritz): boolean => {
+        // after a guess only if it was far off
+        if (attempt < MOST_SHIFTS && isFarFromZero(seen, shift > 0 ? 0.75 : 0.2)) better = shiftOf(seen, -delta, trace);
+        if (better > shift) return true;
+        mirror(gram, 'lower', workspace);
+        mirrored = true;
+        return false;
+      };
+      const inverse = inverseOfRoot(factor, () => mirrored, workspace);
+      const space = yield* part(this.krylov(inverse, k, leave), 0.7, 1);
+      const vectors = mirrored ? space.rightVectors(wanted) : undefined;
       space.free();
       workspace.free(factor.inverses);
-      mirror(gram, 'upper', workspace);
-      for (let i = 0; i < k; i++) gram.data[i * gram.cols + i] = diagonal[i]!;
-      factor = yield* part(choleskyFactor(gram, -shift, workspace), 0.7, 0.8);
-      if (!factor) return undefined;
-      mirror(gram, 'lower', workspace);
-      space = yield* part(
-        this.krylov(
-          inverseOfRoot(factor, () => true, workspace),
-          k,
-        ),
-        0.8,
-        1,
-      );
+      if (vectors) {
+        workspace.free(gram);
+        return { vectors, size };
+      }
+      shift = better;
     }
-    const vectors = space.rightVectors(wanted);
-    space.free();
-    for (const m of [factor.inverses, gram]) workspace.free(m);
-    return { vectors, size };
   }
 }
 
 /** b in float64, and the largest norm of its rows. */
 function copyOf(b: View, workspace: Workspace): { matrix: Matrix; size: number } {
-  const matrix = paddedMatrix(b.rows, b.cols, workspace);
+  const matrix = paddedMatrix(b.rows, b.cols, workspace, false);
   let largest = 0;
   for (let i = 0; i < b.rows; i++) {
     const row = b.data.subarray(b.at + i * b.rowStride, b.at + i * b.rowStride + b.cols);
-    const own = matrix.data.subarray(i * matrix.cols, i * matrix.cols + b.cols);
-    own.set(convertHost(row, b.dtype, 'f64'));
-    let square = 0;
-    for (const x of own) square += x * x;
-    largest = Math.max(largest, square);
+    const to = i * matrix.cols;
+    matrix.data.set(row instanceof Uint16Array ? convertHost(row, b.dtype, 'f64') : row, to);
+    largest = Math.max(largest, dot(matrix.data, to, to, b.cols));
   }
   return { matrix, size: Math.sqrt(largest) };
 }
@@ -231,15 +221,30 @@ function inverseOfRoot(
   };
 }
 
-/** Whether the smallest singular values lie close together compared with their distance from zero. */
-function isFarFromZero({ s }: Ritz): boolean {
-  return (s[Math.min(24, s.length) - 1]! / s[0]!) ** 2 > 0.2;
+/** Whether the smallest singular values lie close together compared with their distance from zero, or from the shift. */
+function isFarFromZero({ s }: Ritz, share: number): boolean {
+  return (s[Math.min(24, s.length) - 1]! / s[0]!) ** 2 > share;
 }
 
-/** A shift safely below the smallest eigenvalue of the Gram matrix, or 0 when there is no room for one. */
-function shiftOf({ s, residuals }: Ritz, ridge: number, trace: number): number {
+/** A shift safely below the smallest eigenvalue of the Gram matrix, of which `now` is subtracted already; 0 when there is no room. */
+function shiftOf({ s, residuals }: Ritz, now: number, trace: number): number {
   // no singular value of the inverse is larger than this
-  const lowest = 1 / (s[0]! + residuals[0]!) ** 2 - ridge;
+  const lowest = 1 / (s[0]! + residuals[0]!) ** 2;
   const spread = 1 / s[Math.min(24, s.length) - 1]! ** 2 - lowest;
-  return Math.max(0, lowest - Math.max(0.02 * spread, 1e-13 * trace));
+  return Math.max(0, now + lowest - Math.max(0.02 * spread, 1e-13 * trace));
+}
+
+/**
+ * A shift below where the eigenvalues of a matrix of independent entries begin (Marchenko & Pastur 1967), told by the mean and the
+ * mean square of the eigenvalues: 0 when those spread too widely. Weights have tails, which make the guess lower than need be; when it is
+ * too high the factorisation fails, and is made again.
+ */
+function guessShift(gram: Matrix, trace: number): number {
+  const { rows: k, cols: step, data } = gram;
+  let squares = 0;
+  for (let i = 0; i < k; i++) {
+    squares += 2 * dot(data, i * step, i * step, i) + data[i * step + i]! ** 2;
+  }
+  const ratio = (k * squares) / trace ** 2 - 1;
+  return ratio >= 0 && ratio < 0.8 ? 0.95 * (trace / k) * (1 - Math.sqrt(ratio)) ** 2 : 0;
 }

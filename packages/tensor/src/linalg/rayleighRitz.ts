@@ -126,7 +126,9 @@ export function certify(
   const unit = size > 0 ? size : 1; // of the zero matrix everything is zero
   const residual = largest(residuals) / unit;
   const gap = Math.max(0, Math.min(...distances.map(({ value, error }) => value - error)) / unit);
-  const angle = gap === Infinity ? 0 : gap === 0 ? 1 : Math.min(1, residual / gap);
+  // of all residuals together, which is what the theorem takes
+  const all = Math.sqrt(residuals.reduce((sum, x) => sum + x * x, 0)) / unit;
+  const angle = gap === Infinity ? 0 : gap === 0 ? 1 : Math.min(1, all / gap);
   const tied = Math.min(...distances.map(({ value }) => value)) <= roundingOf(dtype) * size;
   const verdict = tied ? 'tied' : angle <= DETERMINED ? 'determined' : 'sensitive';
   return { method, residual, orthogonality, gap, angle, verdict };

@@ -42,8 +42,8 @@ export interface MultiplyOptions {
 }
 
 export interface Workspace {
-  /** A matrix of zeros. */
-  matrix(rows: number, cols: number): Matrix;
+  /** A matrix of zeros, or of anything when `zero` is false. */
+  matrix(rows: number, cols: number, zero?: boolean): Matrix;
   /** A matrix in its own type; shares memory with `host` where it can. Only `multiply` takes other types than f64. */
   load(host: HostTensor): View;
   /** Gives memory back before `close`. */

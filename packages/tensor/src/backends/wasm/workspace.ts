@@ -17,7 +17,7 @@ const JOBS = {
   sumPartial: 40,
 };
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
-const [MR, NR, STRIP, TILE, SUM_BLOCK] = [6, 4, 16, 8, 256];
+const [MR, NR, STRIP, TRANSPOSED, SUM_BLOCK] = [6, 4, 16, 32, 256];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
 const WORTH = 8192;
 
@@ -37,9 +37,9 @@ export class WasmWorkspace implements Workspace {
     runtime.ensureDenseScratch();
   }
 
-  matrix(rows: number, cols: number): Matrix {
+  matrix(rows: number, cols: number, zero = true): Matrix {
     const data = this.array('f64', rows * cols) as Float64Array;
-    data.fill(0);
+    if (zero) data.fill(0);
     return { rows, cols, data };
   }
 
@@ -87,7 +87,7 @@ export class WasmWorkspace implements Workspace {
 
   transpose(to: View, from: View): void {
     this.ints(0, at(to), to.rowStride, at(from), from.rowStride, to.rows, to.cols);
-    this.run(JOBS.transpose, Math.ceil(to.rows / TILE), TILE * to.cols);
+    this.run(JOBS.transpose, Math.ceil(to.rows / TRANSPOSED), TRANSPOSED * to.cols);
   }
 
   rowsTimes(y: View, a: View, x: View): void {
