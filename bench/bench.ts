@@ -3,8 +3,8 @@
  * `{suite, case, metric, value, unit, threads, backend}`; a table otherwise. What was left out is said on stderr.
  */
 import { parseArgs } from 'node:util';
-import { SIZES, configs } from './configs.js';
-import type { Product } from './configs.js';
+import { INIT_SIZES, SIZES, configs } from './configs.js';
+import type { InitSize, MatrixSize, Product, Size } from './configs.js';
 import { attention } from './suites/attention.js';
 import { decode } from './suites/decode.js';
 import { gemm } from './suites/gemm.js';
@@ -51,6 +51,7 @@ function parseBenchArgs(args: string[], print: (line: string) => void): { names:
       tokenizer: text,
       export: text,
       peers: flag,
+      python: { ...text, default: 'python3' },
       'peer-limit': { ...text, default: '300' },
     },
   });
@@ -72,7 +73,7 @@ function parseBenchArgs(args: string[], print: (line: string) => void): { names:
     seconds: positive('seconds'),
     limit: positive('limit'),
     backends: values.backends.split(',').map((name) => oneOf('backends', BACKENDS, name)),
-    sizes: values.sizes?.split(',').map((size) => oneOf('sizes', SIZES, size)),
+    ...parseSizes(values.sizes?.split(','), names),
     lengths: numbers('lengths'),
     batches: numbers('batches'),
     shapes: values.shapes?.split(',').map(shape) ?? configs.gemm,
@@ -81,7 +82,8 @@ function parseBenchArgs(args: string[], print: (line: string) => void): { names:
     data: values.data,
     tokenizer: values.tokenizer,
     exportTo: values.export,
-    peers: values.peers ? PEERS : [],
+    peers: values.peers,
+    python: values.python,
     peerLimit: positive('peer-limit'),
     limits: undefined,
     emit: (result) => print(values.json ? json(result) : show(result)),
@@ -94,6 +96,26 @@ function parseBenchArgs(args: string[], print: (line: string) => void): { names:
   return { names, options };
 }
 
+/** Models for most suites; for svd matrices as well, and models for whose weights an adapter's start is computed. */
+function parseSizes(
+  values: string[] | undefined,
+  names: readonly string[],
+): Pick<SuiteOptions, 'sizes' | 'matrices' | 'inits'> {
+  if (!values) return { sizes: undefined, matrices: undefined, inits: [] };
+  const known = names.every((name) => name === 'svd') ? INIT_SIZES : SIZES;
+  const [models, matrices]: [InitSize[], MatrixSize[]] = [[], []];
+  for (const value of values) {
+    if (names.includes('svd') && /^\d+(x\d+)?$/.test(value)) {
+      const [rows, cols = rows] = value.split('x').map((side) => whole('sizes', side)) as [number, number?];
+      matrices.push([rows, cols]);
+    } else {
+      models.push(oneOf('sizes', known, value, names.includes('svd') ? ' or matrices such as 1024' : ''));
+    }
+  }
+  const sizes = models.filter((size): size is Size => size !== '1.1B');
+  return { sizes: sizes.length > 0 ? sizes : undefined, matrices, inits: models };
+}
+
 function number(option: string, value: string): number {
   if (!(Number(value) > 0)) throw new Error(`--${option}: expected a positive number, got ${value}`);
   return Number(value);
@@ -104,9 +126,9 @@ function whole(option: string, value: string): number {
   return Number(value);
 }
 
-function oneOf<T extends string>(option: string, known: readonly T[], name: string): T {
+function oneOf<T extends string>(option: string, known: readonly T[], name: string, also = ''): T {
   const found = known.find((candidate) => candidate === name);
-  if (found === undefined) throw new Error(`--${option}: expected ${known.join(', ')}, got ${name}`);
+  if (found === undefined) throw new Error(`--${option}: expected ${known.join(', ')}${also}, got ${name}`);
   return found;
 }
 
@@ -122,7 +144,9 @@ function show({ suite, case: of, metric, value, unit, threads, backend }: Result
 /** Runs the suites that the command line names, or all. */
 export async function runBench(args: string[], print: (line: string) => void): Promise<void> {
   const { names, options } = parseBenchArgs(args, print);
-  requirePeers(options.peers);
+  if (options.peers) {
+    requirePeers(names.flatMap((name) => (Object.hasOwn(PEERS, name) ? PEERS[name as keyof typeof PEERS] : [])));
+  }
   for (const name of names) await suites[name]!(options);
 }
 

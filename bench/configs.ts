@@ -13,10 +13,18 @@ export interface TrainConfig {
 export const SIZES = ['260K', '15M', '135M'] as const;
 export type Size = (typeof SIZES)[number];
 
+/** Models for whose weights the start of an adapter is computed. */
+export const INIT_SIZES = [...SIZES, '1.1B'] as const;
+export type InitSize = (typeof INIT_SIZES)[number];
+
+/** Rows and columns of a matrix. */
+export type MatrixSize = readonly [rows: number, cols: number];
+
 /** m, k, n of a product. */
 export type Product = [m: number, k: number, n: number];
 
 interface Configs extends Record<Size, TrainConfig> {
+  '1.1B': Omit<TrainConfig, 'batch' | 'seq'>;
   gemm: Product[];
 }
 

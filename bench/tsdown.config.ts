@@ -10,6 +10,8 @@ export default defineConfig({
     // processes of their own
     'peers/jax-js': 'peers/jax-js.ts',
     'peers/tfjs': 'peers/tfjs.ts',
+    'peers/ml-matrix': 'peers/ml-matrix.ts',
+    'peers/svd-js': 'peers/svd-js.ts',
   },
   dts: false,
 });

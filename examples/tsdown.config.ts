@@ -7,6 +7,7 @@ export default defineConfig({
   entry: {
     main: 'main.ts',
     'tinyworld/make': 'tinyworld/make.ts',
+    'spectra/main': 'spectra/main.ts',
     'lessons/01-tensor': 'lessons/01-tensor.ts',
     'lessons/02-autograd': 'lessons/02-autograd.ts',
     'lessons/03-module': 'lessons/03-module.ts',

@@ -24,13 +24,17 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
+/** The angle of a whole decomposition, and weights with a verdict that none got. */
+const MAY_BE_ZERO = ['angle', 'determined', 'sensitive', 'tied'];
+
 async function resultsOf(...args: string[]): Promise<Result[]> {
   const lines: string[] = [];
   await runBench([...args, '--json', '--seconds', '0.01'], (line) => lines.push(line));
   const results = lines.map((line) => JSON.parse(line) as Result);
   for (const result of results) {
     expect(Object.keys(result)).toEqual(['suite', 'case', 'metric', 'value', 'unit', 'threads', 'backend']);
-    expect(result.value).toBeGreaterThan(0);
+    if (MAY_BE_ZERO.includes(result.metric)) expect(result.value).toBeGreaterThanOrEqual(0);
+    else expect(result.value).toBeGreaterThan(0);
     expect(Number.isFinite(result.value)).toBe(true);
   }
   return results;
@@ -123,6 +127,29 @@ describe('the suites write', () => {
     expect([batch['batch'], batch['length']]).toEqual([3, 29]);
   });
 
+  it('svd of matrices, and of the weights of a model', async () => {
+    const results = await resultsOf('svd', '--sizes', '48,20x70,260K');
+    const evidence = ['time', 'residual', 'orthogonality', 'angle', 'peak'];
+    const metrics = { minor: evidence, leading: evidence, full: evidence, values: ['time', 'peak'] };
+    // the peak of the process is told where it has risen
+    expect(metricsOf(results.filter(({ metric }) => metric !== 'peak rss'))).toEqual([
+      ...['48x48', '20x70'].flatMap((size) =>
+        Object.entries(metrics).flatMap(([kind, names]) => {
+          const rank = kind === 'minor' || kind === 'leading' ? ` r=${size.split('x')[0]}` : '';
+          return names.map((metric) => `${kind}${rank} ${size}: ${metric} (2, wasm)`);
+        }),
+      ),
+      ...['5 of 64x64', '10 of 32x64', '5 of 172x64', '5 of 64x172'].map((of) => `init 260K r=8 ${of}: time (2, wasm)`),
+      ...[...evidence.slice(0, 4), 'determined', 'sensitive', 'tied', 'peak'].map(
+        (metric) => `init 260K r=8: ${metric} (2, wasm)`,
+      ),
+    ]);
+    const valueOf = (of: string, metric: string): number =>
+      results.find((result) => result.case === of && result.metric === metric)!.value;
+    expect(valueOf('minor r=20 20x70', 'residual')).toBeLessThan(1e-12);
+    expect(['determined', 'sensitive', 'tied'].reduce((sum, name) => sum + valueOf('init 260K r=8', name), 0)).toBe(25);
+  });
+
   it('startup of fresh processes', async () => {
     const results = await resultsOf('startup');
     const packages = ['@milora/tensor', '@milora/tensor/gpu', '@milora/autograd', '@milora/llama', 'milora'];
@@ -146,6 +173,9 @@ describe('what cannot be', () => {
   it.each([
     [['trian'], /expected suites of limits, gemm, .*, got trian/],
     [['train', '--sizes', '7B'], /--sizes: expected 260K, 15M, 135M, got 7B/],
+    [['train', '--sizes', '512'], /--sizes: expected 260K, 15M, 135M, got 512/],
+    [['train', '--sizes', '1.1B'], /--sizes: expected 260K, 15M, 135M, got 1.1B/],
+    [['svd', '--sizes', '7B'], /--sizes: expected 260K, 15M, 135M, 1.1B or matrices such as 1024, got 7B/],
     [['train', '--lengths', '1.5'], /--lengths: expected whole numbers, got 1.5/],
     [['gemm', '--shapes', '8x8'], /--shapes: expected .*, got 8x8/],
     [['gemm', '--seconds', 'x'], /--seconds: expected a positive number, got x/],
@@ -157,6 +187,7 @@ describe('what cannot be', () => {
     expect(() => requirePeers(['jax-js', 'tfjs'], temporary())).toThrow(
       /--peers: expected @jax-js\/jax and @tensorflow\/tfjs-backend-wasm .*npm install --prefix bench\/peers/,
     );
+    expect(() => requirePeers(['ml-matrix', 'svd-js'], temporary())).toThrow(/expected ml-matrix and svd-js in/);
   });
 });
 

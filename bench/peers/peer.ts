@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import type { Product } from '../configs.js';
+import type { MatrixSize, Product } from '../configs.js';
 import { medianSeconds } from '../suites/timing.js';
 
 interface Timing {
@@ -31,7 +31,18 @@ export interface TrainTask extends Timing {
   steps: number;
 }
 
-export type Task = GemmTask | TrainTask;
+export interface SvdTask extends Timing {
+  suite: 'svd';
+  /** float32, row by row. */
+  file: string;
+  size: MatrixSize;
+  /** Which decompositions, for peers that have several. */
+  methods: readonly string[];
+  /** Triplets of those that find some only. */
+  rank: number;
+}
+
+export type Task = GemmTask | TrainTask | SvdTask;
 
 export type Job = Task & {
   /** The folder whose node_modules has the packages. */
@@ -50,6 +61,13 @@ export interface TrainAnswer {
   /** Loss before each step. */
   losses: number[];
   rss: number;
+}
+
+export interface SvdAnswer {
+  method: string;
+  seconds: number;
+  /** Largest ‖A v − s u‖ and ‖Aᵀu − s v‖ over s₁, of methods with vectors. */
+  residual?: number;
 }
 
 export const job = JSON.parse(process.argv[2] ?? 'null') as Job;
@@ -103,15 +121,58 @@ export interface Peer {
   finetuning(job: TrainTask): Step;
 }
 
-const answer = (line: GemmAnswer | TrainAnswer): void => console.log(JSON.stringify(line));
+const answer = (line: GemmAnswer | TrainAnswer | SvdAnswer): void => console.log(JSON.stringify(line));
+
+async function time(task: () => unknown): Promise<number> {
+  const start = performance.now();
+  await task();
+  return medianSeconds(task, job.seconds, (performance.now() - start) / 1000);
+}
+
+/** Triplets as rows: A v = s u. */
+export interface PeerTriplets {
+  u: ArrayLike<number>[];
+  s: ArrayLike<number>;
+  v: ArrayLike<number>[];
+}
+
+/** Does the svd suite's job with a library whose one way is a whole decomposition of rows of numbers, and ends the process. */
+export async function serveSvd(decompose: (rows: number[][]) => () => PeerTriplets): Promise<never> {
+  if (job.suite !== 'svd') throw new Error(`expected the suite svd, got ${job.suite}`);
+  const { file, size } = job;
+  const bytes = readFileSync(file);
+  const data = new Float32Array(bytes.buffer, bytes.byteOffset, size[0] * size[1]);
+  const rows = Array.from({ length: size[0] }, (_, i) => Array.from(data.subarray(i * size[1], (i + 1) * size[1])));
+  const run = decompose(rows);
+  let triplets: PeerTriplets | undefined;
+  const seconds = await time(() => (triplets = run()));
+  answer({ method: 'svd', seconds, residual: residualOf(rows, triplets!) });
+  process.exit(0);
+}
+
+function residualOf(a: number[][], { u, s, v }: PeerTriplets): number {
+  let [worst, largest] = [0, 0];
+  for (const [i, ui] of u.entries()) {
+    const vi = v[i]!;
+    const back = new Float64Array(vi.length);
+    let [left, right] = [0, 0];
+    for (const [j, row] of a.entries()) {
+      let dot = 0;
+      for (let t = 0; t < row.length; t++) {
+        dot += row[t]! * vi[t]!;
+        back[t] = back[t]! + row[t]! * ui[j]!;
+      }
+      left += (dot - s[i]! * ui[j]!) ** 2;
+    }
+    for (let t = 0; t < back.length; t++) right += (back[t]! - s[i]! * vi[t]!) ** 2;
+    worst = Math.max(worst, Math.sqrt(left), Math.sqrt(right));
+    largest = Math.max(largest, s[i]!);
+  }
+  return worst / largest;
+}
 
 /** Does the job and ends the process. */
 export async function serve(peer: Peer): Promise<never> {
-  const time = async (task: () => unknown): Promise<number> => {
-    const start = performance.now();
-    await task();
-    return medianSeconds(task, job.seconds, (performance.now() - start) / 1000);
-  };
   if (job.suite === 'gemm') {
     for (const shape of job.shapes) {
       const [m, k, n] = shape;
@@ -125,7 +186,7 @@ export async function serve(peer: Peer): Promise<never> {
       expectProduct(a, b, await result());
       answer({ shape, seconds });
     }
-  } else {
+  } else if (job.suite === 'train') {
     const step = peer.finetuning(job);
     const losses: number[] = [];
     const seconds = await time(async () => losses.push(await step()));

@@ -2,7 +2,7 @@
 import { Philox, Tensor, matmul } from '@milora/tensor';
 import { gemmPeer, ratio } from './peers.js';
 import { fraction } from './roofline.js';
-import { Timer, openBackend } from './suite.js';
+import { PEERS, Timer, openBackend } from './suite.js';
 import type { Result, SuiteOptions } from './suite.js';
 
 export async function gemm(options: SuiteOptions): Promise<void> {
@@ -35,7 +35,7 @@ export async function gemm(options: SuiteOptions): Promise<void> {
     }
     await close();
   }
-  for (const peer of options.peers) {
+  for (const peer of options.peers ? PEERS.gemm : []) {
     for (const theirs of await gemmPeer(peer, options)) {
       emit(theirs);
       const mine = ours.find((result) => result.case === theirs.case);

@@ -1,18 +1,25 @@
 /** Other libraries, each in a process of its own, one after another in the same run (bench/peers). */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { benchFolder } from '../configs.js';
-import type { GemmAnswer, Task, TrainAnswer, TrainTask } from '../peers/peer.js';
+import type { GemmAnswer, SvdAnswer, SvdTask, Task, TrainAnswer, TrainTask } from '../peers/peer.js';
 import type { PeerName, Result, SuiteOptions } from './suite.js';
 
-const PACKAGES: Record<PeerName, string> = { 'jax-js': '@jax-js/jax', tfjs: '@tensorflow/tfjs-backend-wasm' };
+const PACKAGES: Record<PeerName, string> = {
+  'jax-js': '@jax-js/jax',
+  tfjs: '@tensorflow/tfjs-backend-wasm',
+  'ml-matrix': 'ml-matrix',
+  'svd-js': 'svd-js',
+};
 const peersFolder = join(benchFolder, 'peers');
 
 /** Refuses, with the way out, when a peer's package is not there. */
 export function requirePeers(peers: readonly PeerName[], folder = peersFolder): void {
-  const missing = peers.filter((peer) => !existsSync(join(folder, 'node_modules', PACKAGES[peer], 'package.json')));
+  const missing = [...new Set(peers)].filter(
+    (peer) => !existsSync(join(folder, 'node_modules', PACKAGES[peer], 'package.json')),
+  );
   if (missing.length === 0) return;
   throw new Error(
     `--peers: expected ${missing.map((peer) => PACKAGES[peer]).join(' and ')} in bench/peers, got none. ` +
@@ -21,10 +28,17 @@ export function requirePeers(peers: readonly PeerName[], folder = peersFolder): 
 }
 
 /** Runs a job in a peer's process; undefined, and a complaint, when it fails or takes too long. */
-async function runPeer<Answer>(peer: PeerName, job: Task, options: SuiteOptions): Promise<Answer[] | undefined> {
-  const script = join(benchFolder, 'dist', 'peers', `${peer}.js`);
+async function runPeer<Answer>(
+  peer: PeerName | 'torch',
+  job: Task,
+  options: SuiteOptions,
+): Promise<Answer[] | undefined> {
+  const [command, script] =
+    peer === 'torch'
+      ? [options.python, join(peersFolder, 'svd.py')]
+      : [process.execPath, join(benchFolder, 'dist', 'peers', `${peer}.js`)];
   const scratch = mkdtempSync(join(tmpdir(), 'milora-peer-'));
-  const child = spawn(process.execPath, [script, JSON.stringify({ ...job, packages: peersFolder, scratch })], {
+  const child = spawn(command, [script, JSON.stringify({ ...job, packages: peersFolder, scratch })], {
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: options.peerLimit * 1000,
     killSignal: 'SIGKILL',
@@ -71,7 +85,24 @@ export async function trainPeer(
   return (await runPeer<TrainAnswer>(peer, job, options))?.[0];
 }
 
+/** Decompositions in a peer, of the matrix in a file. */
+export async function svdPeer(
+  peer: PeerName | 'torch',
+  of: Omit<SvdTask, 'suite' | 'threads' | 'seconds'>,
+  options: SuiteOptions,
+): Promise<SvdAnswer[]> {
+  const { threads, seconds } = options;
+  return (await runPeer<SvdAnswer>(peer, { suite: 'svd', threads, seconds, ...of }, options)) ?? [];
+}
+
+/** Whether a Python can import PyTorch. */
+export function hasTorch(python: string): boolean {
+  return spawnSync(python, ['-c', 'import torch'], { stdio: 'ignore' }).status === 0;
+}
+
 /** How many times as fast as a peer we are. */
 export function ratio(mine: Result, theirs: Result): Result {
-  return { ...mine, metric: 'ratio', value: mine.value / theirs.value, unit: `times ${theirs.backend}` };
+  const isTime = mine.metric === 'time';
+  const value = isTime ? theirs.value / mine.value : mine.value / theirs.value;
+  return { ...mine, metric: 'ratio', value, unit: `times ${theirs.backend}` };
 }

@@ -4,7 +4,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { createWasmBackend } from '@milora/tensor';
 import type { Backend } from '@milora/tensor';
-import type { Product, Size } from '../configs.js';
+import type { InitSize, MatrixSize, Product, Size } from '../configs.js';
 import type { Limits } from './limits.js';
 import { medianSeconds } from './timing.js';
 
@@ -25,8 +25,13 @@ export type BackendName = (typeof BACKENDS)[number];
 export const METHODS = ['milora', 'lora', 'pissa'] as const;
 export type Method = (typeof METHODS)[number];
 
-export const PEERS = ['jax-js', 'tfjs'] as const;
-export type PeerName = (typeof PEERS)[number];
+/** The packages that a suite compares with; for svd PyTorch comes on top, where there is one. */
+export const PEERS = {
+  gemm: ['jax-js', 'tfjs'],
+  train: ['jax-js', 'tfjs'],
+  svd: ['ml-matrix', 'svd-js'],
+} as const;
+export type PeerName = (typeof PEERS)[keyof typeof PEERS][number];
 
 export interface SuiteOptions {
   threads: number;
@@ -37,6 +42,9 @@ export interface SuiteOptions {
   backends: readonly BackendName[];
   /** Sizes out of configs.json; undefined leaves the choice to the suite. */
   sizes: readonly Size[] | undefined;
+  /** Of the svd suite: matrices instead of its own, and models whose start is decomposed. */
+  matrices: readonly MatrixSize[] | undefined;
+  inits: readonly InitSize[];
   /** Tokens in a row, and rows, instead of those in configs.json: every combination is a case. */
   lengths: readonly number[] | undefined;
   batches: readonly number[] | undefined;
@@ -52,8 +60,10 @@ export interface SuiteOptions {
   tokenizer: string | undefined;
   /** Folder that training cases are written to, for peers elsewhere. */
   exportTo: string | undefined;
-  /** Other libraries to measure after each case. */
-  peers: readonly PeerName[];
+  /** Whether other libraries are measured after each case. */
+  peers: boolean;
+  /** The Python in which PyTorch is looked for. */
+  python: string;
   /** Seconds after which a peer is stopped. */
   peerLimit: number;
   /** What this machine can do at most, once the limits suite has run. */

@@ -14,7 +14,7 @@ import type { Labelled } from './finetuning.js';
 import { ratio, trainPeer } from './peers.js';
 import { realBatch } from './realBatch.js';
 import { fraction, stepFlops } from './roofline.js';
-import { Timer, openBackend, residentBytes } from './suite.js';
+import { PEERS, Timer, openBackend, residentBytes } from './suite.js';
 import type { BackendName, Method, OpenBackend, PeerName, Result, SuiteOptions } from './suite.js';
 
 /** Losses that are handed to peers and compared with theirs. */
@@ -33,8 +33,8 @@ interface TrainCase {
 
 export async function train(options: SuiteOptions): Promise<void> {
   const { data, checkpoint, peers, warn } = options;
-  const withPeers = peers.length > 0 && data === undefined && !checkpoint;
-  if (peers.length > 0 && !withPeers) warn('train: peers are left out: they know no packing, masks or checkpoints');
+  const withPeers = peers && data === undefined && !checkpoint;
+  if (peers && !withPeers) warn('train: peers are left out: they know no packing, masks or checkpoints');
   for (const backend of options.backends) {
     const timer = new Timer(options, backend);
     for (const size of options.sizes ?? ['260K' as const]) {
@@ -95,7 +95,7 @@ async function measure(
   const flops = stepFlops(configOf(of.size, longest), { lengths, targets, rank: configs[of.size].rank, checkpoint });
   if (!timer.fits(`train ${of.name}`, flops)) return undefined;
 
-  const peers = of.withPeers ? options.peers : [];
+  const peers = of.withPeers ? PEERS.train : [];
   const scratch = peers.length > 0 ? mkdtempSync(join(tmpdir(), 'milora-bench-')) : undefined;
   const root = name === 'wasm' ? (options.exportTo ?? scratch) : undefined;
   const folder = root === undefined ? undefined : join(root, of.name.replaceAll(' ', '-'));
