@@ -29,7 +29,7 @@ const BLOCK = 16;
 /** Triplets found beyond those asked for: the first tells the gap. */
 const GUARDS = 4;
 /** Residual of the inverse's triplets, relative to each. */
-const TOLERANCE = 1e-8;
+const TOLERANCE = 1e-9;
 /** Blocks after which it is decided whether to shift. */
 const LOOK = 5;
 /** Times that a factor is given up for one with a better shift. */
