@@ -12,7 +12,7 @@
 import { Philox } from '../random.js';
 import { orthogonalise, orthonormalise, startBlock, storeBlock } from './blockVectors.js';
 import { norm, type Matrix } from './matrix.js';
-import type { Steps } from './steps.js';
+import { part, type Steps } from './steps.js';
 import { symmetricEigen } from './symmetricEigen.js';
 import { transposed, viewOf, type Workspace } from './workspace.js';
 
@@ -78,12 +78,14 @@ export function* blockLanczos(operator: Operator, options: LanczosOptions, works
     store(projected, orthogonalise(y, basis, d, workspace), d, block);
     r = orthonormalise(y, basis, d, scale, random, workspace);
     const full = d + block > most || blocks >= patience;
-    yield { stage: 'krylov', done: Math.min(0.99, d / (last.dimension === 0 ? 5 * wanted : next)) };
+    const done = Math.min(0.99, d / (last.dimension === 0 ? 5 * wanted : next));
+    yield { stage: 'krylov', done };
     const looking = blocks === options.look?.blocks;
     if (d < next && !full && !looking) continue;
 
     const kept = Math.min(wanted + KEPT_BLOCKS * block, d - block);
-    const pairs = yield* ritzPairs(projected, basis, d, r, Math.max(kept, Math.min(wanted, d)), workspace);
+    const count = Math.max(kept, Math.min(wanted, d));
+    const pairs = yield* part(ritzPairs(projected, basis, d, r, count, workspace), done, done);
     const worst = worstResidual(pairs, wanted);
     const leave = looking && options.look!.leave(pairs);
     if (worst <= tolerance || leave || blocks >= patience) {
@@ -96,7 +98,7 @@ export function* blockLanczos(operator: Operator, options: LanczosOptions, works
       last = { dimension: d, worst };
     }
     if (full) {
-      d = yield* restart(pairs, kept, projected, workspace);
+      d = yield* part(restart(pairs, kept, projected, workspace), done, done);
       next = d + Math.max(2 * block, (most - d) >> 1);
       last = { dimension: d, worst };
     }

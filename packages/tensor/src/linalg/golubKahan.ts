@@ -15,7 +15,7 @@ import { Philox } from '../random.js';
 import { orthogonalise, orthonormalise, startBlock, storeBlock } from './blockVectors.js';
 import { multiplyMatrices, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { measure, type Triplets } from './rayleighRitz.js';
-import type { Steps } from './steps.js';
+import { part, type Steps } from './steps.js';
 import { jacobiSvd, type Svd } from './svd.js';
 import { symmetricEigen } from './symmetricEigen.js';
 import { transposed, viewOf, type View, type Workspace } from './workspace.js';
@@ -57,11 +57,12 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
   const { block, most } = sizes(r, b.rows);
   const bases = new Bases(b, block, most, workspace);
   for (let rounds = 1; ;) {
-    yield { stage: 'golub-kahan', done: Math.min(0.95, bases.dimension / most / 2) };
+    const done = Math.min(0.95, bases.dimension / most / 2);
+    yield { stage: 'golub-kahan', done };
     bases.grow();
     const full = bases.dimension + block > most;
     if (!full && bases.dimension < wanted + 2 * block) continue;
-    const small = yield* bases.triplets(wanted + block);
+    const small = yield* part(bases.triplets(wanted + block), done, done);
     const worst = bases.worstResidual(small, wanted);
     const converged = worst <= tolerance * small.s[0]!;
     if (converged || (full && ++rounds > PATIENCE)) {
