@@ -417,7 +417,7 @@ describe('jacobiRound', () => {
           });
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 40 },
     );
   });
 
