@@ -509,7 +509,7 @@ describe('invariants', () => {
 });
 
 describe('graded matrices', () => {
-  it.each([24, 100, 200])('of condition 1e12 keep every digit of every value, %i columns', async (n) => {
+  it.each([24, 100, 256])('of condition 1e12 keep every digit of every value, %i columns', async (n) => {
     // columns of very different lengths: their directions are well-conditioned
     const a = gaussian(n, n, n);
     const { q } = qr(a);
