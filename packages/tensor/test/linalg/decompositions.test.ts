@@ -257,7 +257,7 @@ describe('small matrices', () => {
           });
         },
       ),
-      { numRuns: 200 },
+      { numRuns: 150 },
     );
   });
 
@@ -311,7 +311,6 @@ describe('large matrices', () => {
     const exact = runNow(jacobiSvd(fromHost(host), workspace));
     workspace.close();
     for (const [from, to] of [
-      [0, 4],
       [0, 8],
       [k - 4, k],
       [k - 8, k],
@@ -711,7 +710,7 @@ describe('steps', () => {
   it.each(runs)('of %s stop when told to, wherever they are, and leave no memory', async (_, run) => {
     let total = 0;
     await run({ onProgress: () => void total++ });
-    for (const share of [0, 0.3, 0.6, 0.99]) {
+    for (const share of [0, 0.4, 0.99]) {
       const stop = new AbortController();
       const last = 1 + Math.floor(share * (total - 1));
       let count = 0;
