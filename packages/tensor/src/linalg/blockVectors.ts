@@ -6,7 +6,7 @@
  */
 import { TensorError } from '../errors.js';
 import type { Philox } from '../random.js';
-import type { Matrix } from './matrix.js';
+import { dot, identity, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { transposed, viewOf, type Workspace } from './workspace.js';
 
 /** A random orthonormal block. */
@@ -44,9 +44,11 @@ export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Wo
 const NOTHING = 1e-14;
 
 /**
- * Makes the columns of y, none longer than `scale`, orthonormal by Cholesky QR, repeated until they are, and returns the triangular
- * factor `[b, b]`: y = (new y) · factor. A column that depends on those before it is replaced by a random one, orthogonal to the
- * basis and with zero on the factor's diagonal: the space found is then invariant, and the search goes on outside of it.
+ * Makes the columns of y, none longer than `scale`, orthonormal and returns the triangular factor `[b, b]`: y = (new y) · factor. A
+ * column that depends on those before it is replaced by a random one, orthogonal to the basis, with zero on the factor's diagonal:
+ * the space found is then invariant, and the search goes on outside of it.
+ *
+ * This is Cholesky QR, repeated until nothing changes, or Gram–Schmidt where the columns are too close to being dependent.
  */
 export function orthonormalise(
   y: Matrix,
@@ -57,63 +59,80 @@ export function orthonormalise(
   workspace: Workspace,
 ): Matrix {
   const b = y.cols;
-  const total = workspace.matrix(b, b);
-  for (let i = 0; i < b; i++) total.data[i * b + i] = 1;
+  const total = identity(b);
   const gram = workspace.matrix(b, b);
   const inverse = workspace.matrix(b, b);
   const copy = workspace.matrix(y.rows, b);
-  // what the factor says of replaced columns, until it is made
-  const replaced = new Map<number, number[]>();
-  // whether the columns still have their own lengths
-  let raw = true;
-  // every column may need one pass of its own
-  const mostPasses = b + 12;
-  for (let pass = 0; ; pass++) {
-    if (pass === mostPasses)
-      throw new TensorError(
-        'no-convergence',
-        `orthonormalise: expected an orthonormal block in ${mostPasses} passes, got none`,
-      );
+  let isNormal = false;
+  for (let pass = 0; pass < 4 && !isNormal; pass++) {
     gram.data.fill(0);
     workspace.multiply(viewOf(gram), transposed(viewOf(y)), viewOf(y));
-    const floor = raw ? NOTHING * scale : 0;
-    const bad = cholesky(gram, floor * floor);
-    if (bad >= 0) {
-      if (!replaced.has(bad))
-        replaced.set(
-          bad,
-          Array.from({ length: bad }, (_, i) => gram.data[i * b + bad]!),
-        );
-      const fresh = random.normalArray(y.rows);
-      const size = raw && scale > 0 ? scale / Math.sqrt(y.rows) : 1;
-      for (let i = 0; i < y.rows; i++) y.data[i * b + bad] = fresh[i]! * size;
-      orthogonalise(y, basis, d, workspace);
-      continue;
-    }
-    const error = raw ? 1 : distanceFromIdentity(gram);
-    if (error < 4 * b * Number.EPSILON) break;
+    const floor = pass === 0 ? NOTHING * scale : 0;
+    if (!cholesky(gram, floor * floor) || shrinks(gram)) break;
+    isNormal = pass > 0 && distanceFromIdentity(gram) < 4 * b * Number.EPSILON;
+    if (isNormal) break;
     invertUpper(gram, inverse);
     copy.data.set(y.data);
     y.data.fill(0);
     workspace.multiply(viewOf(y), viewOf(copy), viewOf(inverse));
-    for (const [c, above] of replaced) for (let i = 0; i <= c; i++) gram.data[i * b + c] = above[i] ?? 0;
-    replaced.clear();
-    // what was left of a column after those before it may again have a part in the basis
-    if (raw && d > 0 && shrinks(gram)) orthogonalise(y, basis, d, workspace);
     multiplyUpper(gram, total);
-    raw = false;
   }
   for (const m of [gram, inverse, copy]) workspace.free(m);
-  const result: Matrix = { rows: b, cols: b, data: total.data.slice() };
-  workspace.free(total);
-  return result;
+  if (isNormal) return total;
+  multiplyUpper(gramSchmidt(y, basis, d, scale, random, workspace), total);
+  // what is left of a column may again have a part in the basis
+  orthogonalise(y, basis, d, workspace);
+  multiplyUpper(gramSchmidt(y, basis, d, 1, random, workspace), total);
+  return total;
+}
+
+/** Column by column, which loses nothing to squares; for the rest see `orthonormalise`. */
+function gramSchmidt(y: Matrix, basis: Matrix, d: number, scale: number, random: Philox, workspace: Workspace): Matrix {
+  const { rows: n, cols: b } = y;
+  const q = transposeMatrix(y);
+  const factor = zeroMatrix(b, b);
+  for (let j = 0; j < b; j++) {
+    const coefficients = takeOut(q, j);
+    for (let i = 0; i < j; i++) factor.data[i * b + j] = coefficients[i]!;
+    let size = norm(q.data, j * n, n);
+    if (size > NOTHING * scale) {
+      factor.data[j * b + j] = size;
+    } else {
+      const fresh = workspace.matrix(n, 1);
+      fresh.data.set(random.normalArray(n));
+      orthogonalise(fresh, basis, d, workspace);
+      q.data.set(fresh.data, j * n);
+      workspace.free(fresh);
+      takeOut(q, j);
+      size = norm(q.data, j * n, n);
+      if (size < 1e-8) {
+        throw new TensorError('no-convergence', `orthonormalise: expected room for ${d + b} vectors of ${n}, got none`);
+      }
+    }
+    for (let t = j * n; t < (j + 1) * n; t++) q.data[t] = q.data[t]! / size;
+  }
+  y.data.set(transposeMatrix(q).data);
+  return factor;
+}
+
+/** Takes the rows before row j out of it, twice; returns the coefficients. */
+function takeOut({ cols: n, data: q }: Matrix, j: number): Float64Array {
+  const sum = new Float64Array(j);
+  for (let pass = 0; pass < 2; pass++) {
+    for (let i = 0; i < j; i++) {
+      const c = dot(q, i * n, j * n, n);
+      sum[i] = sum[i]! + c;
+      for (let t = 0; t < n; t++) q[j * n + t] = q[j * n + t]! - c * q[i * n + t]!;
+    }
+  }
+  return sum;
 }
 
 /**
- * Overwrites s with R, s = RᵀR, upper triangular with zeros below. Returns −1, or the first column whose remaining square is below
- * `floor` or lost in the rounding of its own.
+ * Overwrites s with R, s = RᵀR, upper triangular with zeros below; false when the remaining square of a column is below `floor` or
+ * lost in the rounding of its own.
  */
-function cholesky(s: Matrix, floor: number): number {
+function cholesky(s: Matrix, floor: number): boolean {
   const { rows: n, data } = s;
   for (let j = 0; j < n; j++) {
     const whole = data[j * n + j]!;
@@ -121,12 +140,12 @@ function cholesky(s: Matrix, floor: number): number {
       let sum = data[i * n + j]!;
       for (let t = 0; t < i; t++) sum -= data[t * n + i]! * data[t * n + j]!;
       if (i < j) data[i * n + j] = sum / data[i * n + i]!;
-      else if (!(sum > floor && sum > 1e-13 * whole)) return j;
+      else if (!(sum > floor && sum > 1e-13 * whole)) return false;
       else data[j * n + j] = Math.sqrt(sum);
     }
   }
   for (let i = 1; i < n; i++) data.fill(0, i * n, i * n + i);
-  return -1;
+  return true;
 }
 
 /** Whether a column of RᵀR's factor R lies mostly in the columns before it. */

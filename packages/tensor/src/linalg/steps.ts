@@ -7,7 +7,7 @@
 export interface Progress {
   /** What is done at the moment: `gram`, `cholesky`, `krylov`, … */
   stage: string;
-  /** Estimated share of the whole that is done, 0 to 1. */
+  /** Estimated share of the whole that is done, 0 to 1; never less than before. */
   done: number;
 }
 
@@ -33,12 +33,15 @@ export function runNow<T>(steps: Steps<T>): T {
 /** Runs to the end; between steps it reports, lets the event loop go round and obeys the signal. */
 export async function runSteps<T>(steps: Steps<T>, { onProgress, signal }: StepsOptions = {}): Promise<T> {
   let turn = performance.now();
+  // estimates of parts may lead back, and what is done stays done
+  let done = 0;
   try {
     for (;;) {
       signal?.throwIfAborted();
       const step = steps.next();
       if (step.done) return step.value;
-      onProgress?.(step.value);
+      done = Math.max(done, step.value.done);
+      onProgress?.({ ...step.value, done });
       if (performance.now() - turn > TURN) {
         await new Promise((resume) => setTimeout(resume));
         turn = performance.now();
