@@ -29,6 +29,8 @@ const VERSION = 1;
 const TOLERANCE = 1e-7;
 /** Shorter sides from which the tridiagonal form pays. */
 const LARGE = 96;
+/** Shorter sides up to which a full decomposition takes about a second. */
+const CHEAP = 1024;
 
 /**
  * The r largest triplets (PiSSA's).
@@ -207,7 +209,7 @@ function* decompose(host: HostTensor, from: number, to: number, options: Subspac
     for (const method of options.method ? [options.method] : methodsFor(b.rows, from, to)) {
       const found = yield* attempt(method, b, host, exponent, from, to, options, workspace);
       if (found && !(best && best.certificate.residual <= found.certificate.residual)) best = found;
-      if (best && isGoodEnough(best, options)) break;
+      if (best && isGoodEnough(best, options) && !isWorthMore(best, b.rows, options)) break;
     }
     if (!best) {
       throw new TensorError(
@@ -283,6 +285,11 @@ function* attempt(
 function* jacobiOf(b: View, host: HostTensor, exponent: number, workspace: Workspace): Steps<Svd> {
   const m = matrixOf(host, exponent);
   return yield* jacobiSvd(b.rows === m.rows ? m : transposeMatrix(m), workspace);
+}
+
+/** Whether an exact method may tell what a loose bound leaves open, at little cost. */
+function isWorthMore({ certificate }: Subspace, k: number, { tolerance }: SubspaceOptions): boolean {
+  return certificate.verdict === 'sensitive' && tolerance === undefined && k <= CHEAP;
 }
 
 function isGoodEnough(

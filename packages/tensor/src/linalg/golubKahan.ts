@@ -67,7 +67,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
   const { wanted, block, most, tolerance, relativeTo, patience, look } = options;
   const bases = new Bases(operator, block, most, workspace);
   const kept = wanted + block;
-  let next = Math.max(kept, Math.ceil(1.5 * wanted));
+  let next = Math.max(kept, 2 * wanted);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {
     yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };
@@ -125,9 +125,9 @@ function predict(
   block: number,
 ): number {
   const slope = last ? Math.log(last.worst / worst) / (d - last.dimension) : 0;
-  const more = slope > 0 ? Math.log(worst / tolerance) / slope : 2 * block;
-  // somewhat less, since convergence often speeds up
-  return Math.max(block, Math.ceil((0.8 * more) / block) * block);
+  const more = slope > 0 ? Math.log(worst / tolerance) / slope : 4 * block;
+  // less, since convergence speeds up
+  return Math.max(block, Math.ceil((0.6 * more) / block) * block);
 }
 
 /** The two bases, as rows, and C with Op·V = U·C. */

@@ -13,7 +13,7 @@ const PATIENCE = 400;
 /** Vectors in a block, and in a basis at most. */
 function sizes(r: number): { block: number; most: number } {
   const block = 16;
-  return { block, most: Math.ceil((2 * r + 160) / block) * block };
+  return { block, most: Math.ceil((2 * r + 96) / block) * block };
 }
 
 /** Whether the bases are small against the matrix: else a full decomposition is as fast. */

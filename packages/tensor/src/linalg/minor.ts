@@ -30,6 +30,8 @@ const BLOCK = 16;
 const GUARDS = 4;
 /** Residual of the inverse's triplets, relative to each. */
 const TOLERANCE = 1e-9;
+/** Rows from which LU pays: it saves half of the factorisation, but solving takes twice the work. */
+const LU = 1536;
 /** Blocks after which it is decided whether to shift. */
 const LOOK = 5;
 /** Times that a factor is given up for one with a better shift. */
@@ -45,7 +47,7 @@ export interface Minor {
 
 /** Whether the Krylov space is small against the matrix: else a full decomposition is as fast. */
 export function suitsShiftInvert(k: number, r: number): boolean {
-  return k >= 192 && mostVectors(r) + BLOCK <= k;
+  return k >= Math.max(192, 4 * (r + GUARDS) + 176);
 }
 
 /** Whether there is room for a Krylov space at all. */
@@ -54,14 +56,15 @@ export function fitsShiftInvert(k: number, r: number): boolean {
 }
 
 function mostVectors(r: number): number {
-  return Math.ceil((4 * (r + GUARDS) + 160) / BLOCK) * BLOCK;
+  return Math.ceil((4 * (r + GUARDS) + 208) / BLOCK) * BLOCK;
 }
 
 /** The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. */
 export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
   const wanted = r + GUARDS;
   const search = new Search(wanted, Math.min(mostVectors(r), b.rows - BLOCK), workspace);
-  let found = b.rows === b.cols ? yield* part(search.byLu(b), 0, 0.9) : undefined;
+  const byLu = b.rows === b.cols && b.rows >= LU;
+  let found = byLu ? yield* part(search.byLu(b), 0, 0.9) : undefined;
   found ??= yield* part(search.byCholesky(b), 0, 0.9);
   if (!found) return undefined;
   const triplets = yield* part(rayleighRitz(b, found.vectors, workspace), 0.9, 1);
@@ -149,7 +152,7 @@ class Search {
       };
       const inverse = inverseOfRoot(factor, () => mirrored, workspace);
       const space = yield* part(this.krylov(inverse, k, leave), 0.7, 1);
-      const vectors = mirrored ? space.rightVectors(wanted) : undefined;
+      const vectors = better > shift ? undefined : space.rightVectors(wanted);
       space.free();
       workspace.free(factor.inverses);
       if (vectors) {
@@ -246,5 +249,5 @@ function guessShift(gram: Matrix, trace: number): number {
     squares += 2 * dot(data, i * step, i * step, i) + data[i * step + i]! ** 2;
   }
   const ratio = (k * squares) / trace ** 2 - 1;
-  return ratio >= 0 && ratio < 0.8 ? 0.95 * (trace / k) * (1 - Math.sqrt(ratio)) ** 2 : 0;
+  return ratio >= 0 && ratio < 0.8 ? 0.985 * (trace / k) * (1 - Math.sqrt(ratio)) ** 2 : 0;
 }
