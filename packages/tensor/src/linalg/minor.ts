@@ -149,7 +149,8 @@ class Search {
       };
       const inverse = inverseOfRoot(factor, () => mirrored, workspace);
       const space = yield* part(this.krylov(inverse, k, leave), 0.7, 1);
-      const vectors = mirrored ? space.rightVectors(wanted) : undefined;
+      // a space that has converged before the look is good as well
+      const vectors = better > shift ? undefined : space.rightVectors(wanted);
       space.free();
       workspace.free(factor.inverses);
       if (vectors) {
