@@ -101,10 +101,14 @@ class Search {
     return golubKahan({ rows: k, cols: k, ...inverse }, { ...options, ...look }, workspace);
   }
 
-  /** By B⁻¹, for a square b; undefined when a shift is needed. */
+  /** By B⁻¹, for a square b; undefined when a shift is needed, and for zero. */
   *byLu(b: View): Steps<Found | undefined> {
     const { workspace, wanted } = this;
     const { matrix, size } = copyOf(b, workspace);
+    if (size === 0) {
+      workspace.free(matrix);
+      return undefined;
+    }
     const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.6);
     let shift = false;
     const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen, 0.2));
