@@ -137,7 +137,10 @@ class Search {
       // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
       const delta = shift > 0 ? -shift : 4 * Number.EPSILON * trace;
       const factor = yield* part(choleskyFactor(gram, delta, workspace), 0.5, 0.7);
-      if (!factor && shift === 0) return undefined;
+      if (!factor && shift === 0) {
+        workspace.free(gram);
+        return undefined;
+      }
       if (!factor) {
         shift = 0;
         continue;
