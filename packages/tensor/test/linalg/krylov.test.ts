@@ -229,7 +229,7 @@ describe('golubKahan', () => {
     fc.assert(
       fc.property(
         fc.constantFrom(...Object.keys(spectra)),
-        fc.integer({ min: 40, max: 70 }),
+        fc.integer({ min: 36, max: 56 }),
         fc.constantFrom(0, 0, 1, 20),
         fc.boolean(),
         fc.constantFrom(4, 8),
@@ -450,7 +450,7 @@ function padded(a: Matrix, more: number, workspace: Workspace): Matrix {
 
 /** Sizes around those of a block of 96 and of the tiles. */
 const orders = fc.oneof(
-  { arbitrary: fc.integer({ min: 1, max: 41 }), weight: 6 },
+  { arbitrary: fc.integer({ min: 1, max: 41 }), weight: 14 },
   { arbitrary: fc.constantFrom(95, 96, 97, 98, 192, 193, 200), weight: 1 },
 );
 
@@ -523,7 +523,10 @@ describe('choleskyFactor and substitute', () => {
           });
         },
       ),
-      { numRuns: 200 },
+      {
+        numRuns: 200,
+        examples: [95, 96, 97, 98, 192, 193, 200].map((n) => [n, 16, 1e4, 0, 8, n]),
+      },
     );
   });
 
@@ -709,7 +712,10 @@ describe('luFactor', () => {
           });
         },
       ),
-      { numRuns: 200 },
+      {
+        numRuns: 200,
+        examples: [95, 96, 97, 98, 192, 193, 200].map((n) => ['gaussian', n, 16, 8, n]),
+      },
     );
   });
 
@@ -774,10 +780,17 @@ describe('minorTriplets', () => {
     u: Matrix;
   }
 
-  function made(k: number, n: number, values: readonly number[], seed: number): Made {
-    const u = qr(gaussian(k, k, seed)).q;
-    const v = qr(gaussian(n, k, seed + 1)).q;
-    return { b: multiplyMatrices(scaleColumns(u, values), transposeMatrix(v)), u };
+  /** Singular vectors are the same for all spectra. */
+  const vectors = new Map<string, [Matrix, Matrix]>();
+
+  function made(k: number, n: number, values: readonly number[]): Made {
+    let known = vectors.get(`${k} ${n}`);
+    if (!known) {
+      known = [qr(gaussian(k, k, 4)).q, transposeMatrix(qr(gaussian(n, k, 5)).q)];
+      vectors.set(`${k} ${n}`, known);
+    }
+    const [u, vt] = known;
+    return { b: multiplyMatrices(scaleColumns(u, values), vt), u };
   }
 
   /** What was done, in order: factorisations and Krylov spaces. */
@@ -837,7 +850,7 @@ describe('minorTriplets', () => {
       [97, 300],
     ] as const) {
       const values = numbers(k, (i) => of(i, k));
-      const { b, u } = made(k, n, values, 4);
+      const { b, u } = made(k, n, values);
       inWasm((workspace) => {
         const view = viewOf(loaded(b, workspace));
         const before = wasm.memory().liveBuffers;
@@ -866,7 +879,7 @@ describe('minorTriplets', () => {
   ] as const)('of rank %s: finds vectors of the null space, and says how good the rest is', (_, zeros, of) => {
     for (const n of [130, 150]) {
       const values = numbers(130, (i) => of(i, 130));
-      const { b, u } = made(130, n, values, 4);
+      const { b, u } = made(130, n, values);
       inWasm((workspace) => {
         const before = wasm.memory().liveBuffers;
         const view = viewOf(loaded(b, workspace));
@@ -903,7 +916,7 @@ describe('minorTriplets', () => {
           expect([own.s, own.u.data, own.vt.data].map(bits)).toEqual(
             [expected.s, expected.u.data, expected.vt.data].map(bits),
           );
-          const others = [find(cut(viewOf(b)), host)];
+          const others = dtype === 'f64' ? [find(cut(viewOf(b)), host)] : [];
           if (!square) others.push(find(transposed(viewOf(loaded(transposeMatrix(b), workspace)))));
           for (const other of others) {
             for (let i = 0; i < 7; i++) expectWithin('minor alike', Math.abs(other.s[i]! - expected.s[i]!), 4e-15);
