@@ -89,7 +89,7 @@ class Search {
   private krylov(
     inverse: Omit<Operator, 'rows' | 'cols'>,
     k: number,
-    leave?: (seen: Ritz) => boolean,
+    leave: (seen: Ritz) => boolean,
   ): Steps<KrylovSpace> {
     const { wanted, most, workspace } = this;
     const options = {
@@ -99,15 +99,19 @@ class Search {
       tolerance: TOLERANCE,
       relativeTo: 'own' as const,
       patience: 60 + wanted,
+      look: { blocks: LOOK, leave },
     };
-    const look = leave ? { look: { blocks: LOOK, leave } } : {};
-    return golubKahan({ rows: k, cols: k, ...inverse }, { ...options, ...look }, workspace);
+    return golubKahan({ rows: k, cols: k, ...inverse }, options, workspace);
   }
 
-  /** By B⁻¹, for a square b; undefined when a shift is needed. */
+  /** By B⁻¹, for a square b; undefined when a shift is needed, and for zero. */
   *byLu(b: View): Steps<Found | undefined> {
     const { workspace, wanted } = this;
     const { matrix, size } = copyOf(b, workspace);
+    if (size === 0) {
+      workspace.free(matrix);
+      return undefined;
+    }
     const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.6);
     let shift = false;
     const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen, 0.2));
@@ -136,7 +140,10 @@ class Search {
       // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
       const delta = shift > 0 ? -shift : 4 * Number.EPSILON * trace;
       const factor = yield* part(choleskyFactor(gram, delta, workspace), 0.5, 0.7);
-      if (!factor && shift === 0) return undefined;
+      if (!factor && shift === 0) {
+        workspace.free(gram);
+        return undefined;
+      }
       if (!factor) {
         shift = 0;
         continue;
@@ -152,6 +159,7 @@ class Search {
       };
       const inverse = inverseOfRoot(factor, () => mirrored, workspace);
       const space = yield* part(this.krylov(inverse, k, leave), 0.7, 1);
+      // a space that has converged before the look is good as well
       const vectors = better > shift ? undefined : space.rightVectors(wanted);
       space.free();
       workspace.free(factor.inverses);
