@@ -59,11 +59,14 @@ function mostVectors(r: number): number {
   return Math.ceil((4 * (r + GUARDS) + 208) / BLOCK) * BLOCK;
 }
 
-/** The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. */
-export function* minorTriplets(b: View, r: number, workspace: Workspace): Steps<Minor | undefined> {
+/**
+ * The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. Square matrices
+ * take LU from `luFrom` rows on.
+ */
+export function* minorTriplets(b: View, r: number, workspace: Workspace, luFrom = LU): Steps<Minor | undefined> {
   const wanted = r + GUARDS;
   const search = new Search(wanted, Math.min(mostVectors(r), b.rows - BLOCK), workspace);
-  const byLu = b.rows === b.cols && b.rows >= LU;
+  const byLu = b.rows === b.cols && b.rows >= luFrom;
   let found = byLu ? yield* part(search.byLu(b), 0, 0.9) : undefined;
   found ??= yield* part(search.byCholesky(b), 0, 0.9);
   if (!found) return undefined;

@@ -855,7 +855,7 @@ describe('minorTriplets', () => {
       inWasm((workspace) => {
         const view = viewOf(loaded(b, workspace));
         const before = wasm.memory().liveBuffers;
-        const { result, stages } = watched(minorTriplets(view, 6, workspace));
+        const { result, stages } = watched(minorTriplets(view, 6, workspace, 0));
         expect(wasm.memory().liveBuffers).toBe(before);
         const way = k === n ? square : wide;
         if (way) expect(stages.join(' ')).toMatch(way);
@@ -884,7 +884,7 @@ describe('minorTriplets', () => {
       inWasm((workspace) => {
         const before = wasm.memory().liveBuffers;
         const view = viewOf(loaded(b, workspace));
-        const { triplets } = watched(minorTriplets(view, 6, workspace)).result!;
+        const { triplets } = watched(minorTriplets(view, 6, workspace, 0)).result!;
         expect(wasm.memory().liveBuffers).toBe(before + 1);
         // Ritz values of a subspace: none below the exact one, and what is said of them is true
         expectTriplets('minor deficient', b, triplets, [...triplets.s], values[0]!, { value: 0 });
@@ -911,7 +911,7 @@ describe('minorTriplets', () => {
         const cut = (v: View): View => (square ? { ...v, cols: 100 } : v);
         inWasm((workspace) => {
           const find = (v: View, w: Workspace = workspace): Triplets =>
-            (runNow(minorTriplets(v, 3, w)) as Minor).triplets;
+            (runNow(minorTriplets(v, 3, w, 0)) as Minor).triplets;
           const expected = find(cut(viewOf(loaded(b, workspace))));
           const own = find(cut(workspace.load(rounded)));
           expect([own.s, own.u.data, own.vt.data].map(bits)).toEqual(
@@ -933,7 +933,7 @@ describe('minorTriplets', () => {
       inWasm((workspace) => {
         const b = viewOf(workspace.matrix(100, cols));
         const before = wasm.memory().liveBuffers;
-        expect(runNow(minorTriplets(b, 3, workspace))).toBeUndefined();
+        expect(runNow(minorTriplets(b, 3, workspace, 0))).toBeUndefined();
         expect(wasm.memory().liveBuffers).toBe(before);
       });
     }
