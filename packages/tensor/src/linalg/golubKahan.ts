@@ -93,9 +93,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
       };
     }
     if (worst < Infinity) {
-      // a look costs as much as a few blocks do, of a small matrix more
-      const most = (Math.min(operator.rows, operator.cols) >= 2048 ? 3 : 6) * block;
-      next = d + Math.min(most, predict(last, d, worst, tolerance, block));
+      next = d + Math.min(6 * block, predict(last, d, worst, tolerance, block));
       last = { dimension: d, worst };
     }
     if (full) {
