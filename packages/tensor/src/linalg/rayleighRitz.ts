@@ -96,7 +96,7 @@ function distanceFromIdentity({ rows, data }: Matrix): number {
 }
 
 /** Differences below this share of ‖A‖ are within the rounding of the input. */
-export function roundingOf(dtype: DType): number {
+function roundingOf(dtype: DType): number {
   // 16-bit weights are decomposed as they are, and as exactly as float32 ones
   return dtype === 'f64' ? 2 ** -50 : 2 ** -24;
 }
