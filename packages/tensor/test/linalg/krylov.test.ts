@@ -216,6 +216,7 @@ describe('golubKahan', () => {
   it('finds the largest triplets of all kinds of spectra, of operators of all shapes, with restarts or without', () => {
     const spectra: Record<string, (k: number, random: Philox) => number[]> = {
       decaying: (k) => numbers(k, (i) => 0.9 ** i),
+      'decaying faster': (k) => numbers(k, (i) => 0.7 ** i),
       random: (k, random) => [...random.uniformArray(k, 0.1, 1)],
       steep: (k) => numbers(k, (i) => 10 ** (-i / 2)),
       large: (k) => numbers(k, (i) => 1e12 / (1 + i)),
@@ -229,21 +230,21 @@ describe('golubKahan', () => {
     fc.assert(
       fc.property(
         fc.constantFrom(...Object.keys(spectra)),
-        fc.integer({ min: 36, max: 56 }),
+        fc.integer({ min: 44, max: 60 }),
         fc.constantFrom(0, 0, 1, 20),
         fc.boolean(),
         fc.constantFrom(4, 8),
+        fc.constantFrom(1, 4, 12),
         fc.boolean(),
         fc.constantFrom('own' as const, 'largest' as const),
         seeds,
-        (kind, k, more, wide, block, restarts, relativeTo, seed) => {
+        (kind, k, more, wide, block, wanted, restarts, relativeTo, seed) => {
           const values = spectra[kind]!(k, new Philox(seed, 3));
           const tall = withSpectrum(k + more, k, values, seed);
           const a = wide ? transposeMatrix(tall) : tall;
-          const wanted = 4;
           const most = restarts ? wanted + 3 * block : k - block;
-          // the residual of a zero is rounding, and relative to itself anything
-          const hasZeros = kind === 'rank two' || kind === 'zero';
+          // the residual of what is nearly zero is rounding, and relative to itself anything
+          const hasZeros = kind.startsWith('rank') || kind === 'zero' || kind === 'steep';
           const options = {
             wanted,
             block,
