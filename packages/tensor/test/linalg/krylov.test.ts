@@ -689,7 +689,7 @@ describe('luFactor', () => {
               // inverses that serve two triangles: an inverse to one side, and to the other only as far as |T| |T⁻¹| allows
               const inverse = loaded(diagonal(numbers(n, () => 1)), workspace);
               substitute(t, inverse, workspace);
-              const sizes = [dense, copy(inverse), dense, copy(inverse), before].map((m) => ({
+              const sizes = [dense, copy(inverse), dense, copy(inverse), before].map((m): Matrix => ({
                 ...m,
                 data: m.data.map(Math.abs),
               }));
