@@ -6,7 +6,7 @@
  */
 import { TensorError } from '../errors.js';
 import type { Philox } from '../random.js';
-import { dot, identity, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
+import { distanceFromIdentity, dot, identity, norm, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { transposed, viewOf, type Workspace } from './workspace.js';
 
 /** A random orthonormal block. */
@@ -156,15 +156,6 @@ function shrinks({ rows: n, data }: Matrix): boolean {
     if (data[j * n + j]! ** 2 < 1e-4 * square) return true;
   }
   return false;
-}
-
-/** Largest entry of |R − I|. */
-function distanceFromIdentity({ rows: n, data }: Matrix): number {
-  let most = 0;
-  for (let i = 0; i < n; i++) {
-    for (let j = i; j < n; j++) most = Math.max(most, Math.abs(data[i * n + j]! - (i === j ? 1 : 0)));
-  }
-  return most;
 }
 
 /** out ← R⁻¹. */

@@ -25,6 +25,15 @@ export function identity(n: number): Matrix {
   return out;
 }
 
+/** Largest entry of |a − I|, for a square a. */
+export function distanceFromIdentity({ rows, data }: Matrix): number {
+  let most = 0;
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < rows; j++) most = Math.max(most, Math.abs(data[i * rows + j]! - (i === j ? 1 : 0)));
+  }
+  return most;
+}
+
 /** A two-dimensional tensor as a float64 matrix; shares memory when it is f64 already. Throws `shape` otherwise. */
 export function matrixFromHost(host: HostTensor): Matrix {
   const [rows, cols] = host.shape;

@@ -3,7 +3,7 @@
  *
  * For B `[k, n]`, k ≤ n (A or its transpose), the inverse is one of two.
  *
- * - A square B: B⁻¹ itself, by LU with partial pivoting.
+ * - A large square B: B⁻¹ itself, by LU with partial pivoting.
  * - Otherwise L⁻¹ with L Lᵀ = B Bᵀ − μI, by Cholesky's factorisation of the Gram matrix, which is summed in float64: a float32 Gram
  *   matrix rounds the squares of the small singular values away. Where all singular values keep a distance from zero, as those of
  *   wide matrices do, a shift μ just below the smallest eigenvalue pulls the wanted ones apart, and the Krylov method needs a

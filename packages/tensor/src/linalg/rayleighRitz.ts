@@ -5,7 +5,7 @@
  * YᵀB = P S Vᵀ gives u = Y P with uᵀB = S Vᵀ to rounding; what is left over, B v − s u, is the residual.
  */
 import type { DType } from '../dtype.js';
-import { zeroMatrix, type Matrix } from './matrix.js';
+import { distanceFromIdentity, zeroMatrix, type Matrix } from './matrix.js';
 import type { Steps } from './steps.js';
 import type { Certificate, Method } from './subspace.js';
 import { jacobiSvd } from './svd.js';
@@ -84,15 +84,6 @@ function distances(a: Matrix, s: Float64Array, b: View): Float64Array {
     }
     return Math.sqrt(square);
   });
-}
-
-/** Largest entry of |a − I|. */
-function distanceFromIdentity({ rows, data }: Matrix): number {
-  let most = 0;
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < rows; j++) most = Math.max(most, Math.abs(data[i * rows + j]! - (i === j ? 1 : 0)));
-  }
-  return most;
 }
 
 /** Differences below this share of ‖A‖ are within the rounding of the input. */

@@ -27,9 +27,10 @@ export function exponentToOne(largest: number): number {
   return largest > 0 ? -Math.floor(Math.log2(largest)) : 0;
 }
 
-/** Throws `non-finite` for the first NaN or infinity, naming its place. */
-export function checkFinite(name: string, { data, cols }: Matrix): void {
-  if (largestMagnitude(data) < Infinity) return;
+/** The largest magnitude. Throws `non-finite` for the first NaN or infinity, naming its place. */
+export function checkFinite(name: string, { data, cols }: Matrix): number {
+  const largest = largestMagnitude(data);
+  if (largest < Infinity) return largest;
   const i = data.findIndex((x) => !Number.isFinite(x));
   const where = `[${Math.floor(i / cols)}, ${i % cols}]`;
   throw new TensorError('non-finite', `${name}: expected finite entries, got ${data[i]} at ${where}`);

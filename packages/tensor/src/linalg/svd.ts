@@ -12,14 +12,13 @@
  * Higham, Stability of Householder QR factorization for weighted least squares problems (1998).
  */
 import { getBackend } from '../context.js';
-import { TensorError } from '../errors.js';
 import type { Backend } from '../backend.js';
 import { jacobi } from './jacobi.js';
 import { transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import { factorise } from './qr.js';
 import { part, runNow, type Steps } from './steps.js';
 import { HostWorkspace, viewOf, type Workspace } from './workspace.js';
-import { scaleByPowerOfTwo } from './scaling.js';
+import { checkFinite, exponentToOne, scaleByPowerOfTwo } from './scaling.js';
 
 /** A = u · diag(s) · vt with k = min(m, n): u `[m, k]`, s `[k]` descending, vt `[k, n]`. */
 export interface Svd {
@@ -53,7 +52,7 @@ export function openWorkspace(backend: Backend = getBackend()): Workspace {
 
 /** The same in steps. */
 export function* jacobiSvd(a: Matrix, workspace: Workspace): Steps<Svd> {
-  const largest = largestEntry(a);
+  const largest = checkFinite('svd', a);
   const tall = a.rows >= a.cols;
   const { u, s, vt } = yield* decomposeTall(tall ? a : transposeMatrix(a), largest, workspace);
   const out = tall ? { u, s, vt } : { u: transposeMatrix(vt), s, vt: transposeMatrix(u) };
@@ -61,24 +60,10 @@ export function* jacobiSvd(a: Matrix, workspace: Workspace): Steps<Svd> {
   return out;
 }
 
-/** The largest magnitude; throws for the first entry that is not finite. */
-function largestEntry(a: Matrix): number {
-  let largest = 0;
-  for (let i = 0; i < a.data.length; i++) {
-    const size = Math.abs(a.data[i]!);
-    if (!(size < Infinity)) {
-      const where = `[${Math.floor(i / a.cols)}, ${i % a.cols}]`;
-      throw new TensorError('non-finite', `svd: expected finite entries, got ${a.data[i]} at ${where}`);
-    }
-    if (size > largest) largest = size;
-  }
-  return largest;
-}
-
 function* decomposeTall(a: Matrix, largest: number, workspace: Workspace): Steps<Svd> {
   const m = a.rows;
   const n = a.cols;
-  const shift = largest > 0 ? SCALED_EXPONENT - Math.floor(Math.log2(largest)) : 0;
+  const shift = largest > 0 ? SCALED_EXPONENT + exponentToOne(largest) : 0;
   const rowOrder = rowsBySize(a);
   const sorted = zeroMatrix(m, n);
   for (let i = 0; i < m; i++) sorted.data.set(a.data.subarray(rowOrder[i]! * n, (rowOrder[i]! + 1) * n), i * n);

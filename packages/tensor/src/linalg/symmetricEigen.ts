@@ -7,7 +7,7 @@
 import { TensorError } from '../errors.js';
 import { tridiagonalEigen, type Eigen } from './divideAndConquer.js';
 import type { Matrix } from './matrix.js';
-import { checkFinite, exponentToOne, largestMagnitude, scaleByPowerOfTwo } from './scaling.js';
+import { checkFinite, exponentToOne, scaleByPowerOfTwo } from './scaling.js';
 import { part, type Steps } from './steps.js';
 import { applyQ, tridiagonalise, type Tridiagonal } from './tridiagonal.js';
 import { tridiagonalValues } from './tridiagonalQl.js';
@@ -59,8 +59,7 @@ function normalise(name: string, a: Matrix): number {
   if (a.rows !== a.cols) {
     throw new TensorError('shape', `${name}: expected a square matrix, got [${a.rows}, ${a.cols}]`);
   }
-  checkFinite(name, a);
-  const exponent = exponentToOne(largestMagnitude(a.data));
+  const exponent = exponentToOne(checkFinite(name, a));
   scaleByPowerOfTwo(a.data, exponent);
   return exponent;
 }
