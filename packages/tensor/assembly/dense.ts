@@ -15,8 +15,8 @@ const STEP_B: usize = <usize>NR << 3;
 const MC: i32 = 96; // rows of A packed at once: MC·KC·8 = 240 KiB, in the level-2 cache
 const KC: i32 = 320; // depth of a block: a panel of A is KC·MR·8 = 15 KiB, one of B 10 KiB, in the level-1 cache
 const NC: i32 = 1024; // columns of B packed at once: 2.5 MiB
-const F64: i32 = 4;
-const STRIP: i32 = 16; // columns of a task of a lower triangle
+export const F64: i32 = 4;
+export const STRIP: i32 = 16; // columns of a task of a lower triangle
 
 /** Scratch bytes of `product64`: one packed block of A, one of B, one tile. */
 export function denseScratch(): usize {
@@ -271,7 +271,7 @@ export function multiply(begin: i32, end: i32): void {
 
 // @ts-ignore: decorator
 @inline
-function shiftOf(type: i32): usize {
+export function shiftOf(type: i32): usize {
   return type == F64 ? 3 : type == F32 ? 2 : 1;
 }
 

@@ -11,6 +11,7 @@ import * as elementwise from './elementwise';
 import { gemm, productScratch } from './gemm';
 import { gemv, gemvScratch } from './gemv';
 import * as rows from './rows';
+import { multiplySingle } from './single';
 
 function work(job: i32, begin: i32, end: i32): void {
   switch (job) {
@@ -55,6 +56,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 38: return dense.transpose(begin, end);
     case 39: return dense.symmetricTimes(begin, end);
     case 40: return dense.sumPartial(begin, end);
+    case 41: return multiplySingle(begin, end);
     default: unreachable();
   }
 }
@@ -177,6 +179,7 @@ export function worker(): void {
 }
 
 export { denseScratch } from './dense';
+
 export { gemvScratch, productScratch };
 export { setup } from './exponential';
 export { attentionScratch, attentionGradScratch } from './attention';

@@ -39,6 +39,8 @@ export interface MultiplyOptions {
   sign?: 1 | -1;
   /** Only entries of one triangle of a square result, the diagonal included; what stands in the other is left alone. */
   only?: 'lower' | 'upper';
+  /** Float32 is good enough: operands are rounded to it, and may be summed up in it over a few hundred products. */
+  single?: boolean;
 }
 
 export interface Workspace {
@@ -90,9 +92,10 @@ export class HostWorkspace implements Workspace {
     // the same
   }
 
-  multiply(c: View, a: View, b: View, { sign = 1, only }: MultiplyOptions = {}): void {
+  multiply(c: View, a: View, b: View, { sign = 1, only, single = false }: MultiplyOptions = {}): void {
     checkProduct(c, a, b);
-    const [x, y, z] = [a.data, b.data, c.data];
+    const rounded = (data: HostArray): HostArray => (single ? new Float32Array(data) : data);
+    const [x, y, z] = [rounded(a.data), rounded(b.data), c.data];
     for (let i = 0; i < c.rows; i++) {
       const [first, end] = [only === 'upper' ? i : 0, only === 'lower' ? Math.min(i + 1, c.cols) : c.cols];
       const row = c.at + i * c.rowStride;

@@ -15,9 +15,12 @@ const JOBS = {
   transpose: 38,
   symmetricTimes: 39,
   sumPartial: 40,
+  multiplySingle: 41,
 };
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
-const [MR, NR, STRIP, TRANSPOSED, SUM_BLOCK] = [6, 4, 16, 32, 256];
+const [MR, STRIP, TRANSPOSED, SUM_BLOCK] = [6, 16, 32, 256];
+/** Columns of a tile in float64 and in float32. */
+const [NR, NR_SINGLE] = [4, 8];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
 const WORTH = 8192;
 
@@ -71,18 +74,19 @@ export class WasmWorkspace implements Workspace {
     this.live.clear();
   }
 
-  multiply(c: View, a: View, b: View, { sign = 1, only }: MultiplyOptions = {}): void {
+  multiply(c: View, a: View, b: View, { sign = 1, only, single = false }: MultiplyOptions = {}): void {
     checkProduct(c, a, b);
     const [m, n, k] = [c.rows, c.cols, a.cols];
     if (m === 0 || n === 0 || k === 0) return;
     const strips = Math.ceil(n / STRIP);
-    const [byColumns, byRows] = [Math.ceil(n / NR), Math.ceil(m / MR)];
-    const cut = only === 'lower' ? 2 : only === 'upper' ? 3 : byColumns * NR >= byRows * MR ? 0 : 1;
+    const wide = single ? NR_SINGLE : NR;
+    const [byColumns, byRows] = [Math.ceil(n / wide), Math.ceil(m / MR)];
+    const cut = only === 'lower' ? 2 : only === 'upper' ? 3 : byColumns * wide >= byRows * MR ? 0 : 1;
     const tasks = only ? Math.ceil(strips / 2) : cut === 0 ? byColumns : byRows;
     this.ints(0, at(c), c.rowStride, m, n, k);
     this.ints(5, at(a), a.rowStride, a.colStride, TYPES[a.dtype]!);
     this.ints(9, at(b), b.rowStride, b.colStride, TYPES[b.dtype]!, sign < 0 ? 1 : 0, cut, strips);
-    this.run(JOBS.multiply, tasks, (m * n * k) / tasks);
+    this.run(single ? JOBS.multiplySingle : JOBS.multiply, tasks, (m * n * k) / tasks);
   }
 
   transpose(to: View, from: View): void {
