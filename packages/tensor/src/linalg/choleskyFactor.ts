@@ -17,9 +17,15 @@ export interface CholeskyFactor {
 
 /**
  * Overwrites the lower triangle of g `[n, n]`, whose rows may be longer, with the factor of g + δI. Undefined when a pivot is not
- * positive: the triangle is then destroyed, and the matrix not positive definite to working accuracy.
+ * positive: the triangle is then destroyed, and the matrix not positive definite to working accuracy, which is that of float32 when
+ * `single`.
  */
-export function* choleskyFactor(g: Matrix, delta: number, workspace: Workspace): Steps<CholeskyFactor | undefined> {
+export function* choleskyFactor(
+  g: Matrix,
+  delta: number,
+  workspace: Workspace,
+  single = false,
+): Steps<CholeskyFactor | undefined> {
   const { rows: n, cols: step } = g;
   for (let i = 0; i < n; i++) g.data[i * step + i] = g.data[i * step + i]! + delta;
   const inverses = workspace.matrix(n, BLOCK);
@@ -39,7 +45,7 @@ export function* choleskyFactor(g: Matrix, delta: number, workspace: Workspace):
     }
     const l = viewOf(g, k + size, k, below, size);
     workspace.multiply(l, viewOf(panel, 0, 0, below, size), transposed(viewOf(inverses, k, 0, size, size)));
-    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), { sign: -1, only: 'lower' });
+    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), { sign: -1, only: 'lower', single });
   }
   workspace.free(panel);
   if (definite) return { l: g, inverses };

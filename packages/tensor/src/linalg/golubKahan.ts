@@ -35,6 +35,8 @@ export interface KrylovOptions {
   wanted: number;
   /** Vectors in a block. */
   block: number;
+  /** Triplets beyond those that are wanted to be told as well as they are: a block by default. */
+  spare?: number;
   /** Vectors at most before a restart: at least wanted + 3 blocks, and a block less than the operator's shorter side. */
   most: number;
   /** Residual of every wanted triplet, relative to its own singular value or to the largest. */
@@ -64,9 +66,9 @@ export interface KrylovSpace extends Ritz {
 
 /** The largest triplets of an operator. Throws `no-convergence` only where a block of vectors cannot be made orthonormal. */
 export function* golubKahan(operator: Operator, options: KrylovOptions, workspace: Workspace): Steps<KrylovSpace> {
-  const { wanted, block, most, tolerance, relativeTo, patience, look } = options;
+  const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block } = options;
   const bases = new Bases(operator, block, most, workspace);
-  const kept = wanted + block;
+  const kept = wanted + spare;
   let next = Math.max(kept, 2 * wanted);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {

@@ -9,8 +9,16 @@ import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 /** Multiply-adds between two steps, and the depth of a block in assembly/dense.ts, of which pieces are multiples. */
 const [WORK, DEPTH] = [2e9, 320];
 
-/** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. Its rows may be longer than k: `padded`. */
-export function* gramMatrix(b: View, workspace: Workspace, padded = false): Steps<Matrix> {
+export interface GramOptions {
+  /** Rows may be longer than k. */
+  padded?: boolean;
+  /** Summed up in float32 over pieces of the depth: where exactness comes later. */
+  single?: boolean;
+}
+
+/** The lower triangle of b bᵀ, for b `[k, n]`; zeros above. */
+export function* gramMatrix(b: View, workspace: Workspace, options: GramOptions = {}): Steps<Matrix> {
+  const { padded = false, single = false } = options;
   const k = b.rows;
   const gram = padded ? paddedMatrix(k, k, workspace, true) : workspace.matrix(k, k);
   const square = viewOf(gram, 0, 0, k, k);
@@ -18,7 +26,7 @@ export function* gramMatrix(b: View, workspace: Workspace, padded = false): Step
   for (let from = 0; from < b.cols; from += depth) {
     yield { stage: 'gram', done: from / b.cols };
     const piece: View = { ...b, at: b.at + from * b.colStride, cols: Math.min(depth, b.cols - from) };
-    workspace.multiply(square, piece, transposed(piece), { only: 'lower' });
+    workspace.multiply(square, piece, transposed(piece), { only: 'lower', single });
   }
   return gram;
 }

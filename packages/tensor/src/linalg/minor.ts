@@ -19,7 +19,8 @@ import { golubKahan, type KrylovSpace, type Operator, type Ritz } from './golubK
 import { gramMatrix, paddedMatrix } from './gram.js';
 import { luFactor, type LuFactor } from './lu.js';
 import { dot, type Matrix } from './matrix.js';
-import { rayleighRitz, type Triplets } from './rayleighRitz.js';
+import { largest, rayleighRitz, type Triplets } from './rayleighRitz.js';
+import { corrected, type NearInverse } from './refinement.js';
 import { part, type Steps } from './steps.js';
 import { mirror, substitute, type Triangle } from './substitution.js';
 import type { View, Workspace } from './workspace.js';
@@ -36,6 +37,18 @@ const LU = 1536;
 const LOOK = 5;
 /** Times that a factor is given up for one with a better shift. */
 const MOST_SHIFTS = 2;
+/**
+ * Rows from which a Gram matrix in float32 pays, and how much longer they must be for one: the smallest singular value of a matrix of
+ * independent entries is then more than a twentieth of the largest.
+ */
+const [SINGLE, WIDE] = [768, 1.25];
+/** What its rounding leaves of the triplets' residuals, to begin with, and to end with after so many corrections. */
+const SINGLE_TOLERANCE = 1e-6;
+const [REFINED, ACCEPTED, MOST_CORRECTIONS] = [4e-10, 1e-9, 3];
+/** Residual, of the inverse's triplet, up to which an eigenvector beyond the subspace serves the correction. */
+const KNOWN = 2e-4;
+/** Norms of rows of which single precision can hold the squares, and eigenvalues that stand out of what underflows. */
+const [SMALLEST, LARGEST] = [1e-20, 1e15];
 
 /** The minor triplets, with `guards` more than asked for before them. */
 export interface Minor {
@@ -67,18 +80,15 @@ export function* minorTriplets(b: View, r: number, workspace: Workspace, luFrom 
   const wanted = r + GUARDS;
   const search = new Search(wanted, Math.min(mostVectors(r), b.rows - BLOCK), workspace);
   const byLu = b.rows === b.cols && b.rows >= luFrom;
-  let found = byLu ? yield* part(search.byLu(b), 0, 0.9) : undefined;
-  found ??= yield* part(search.byCholesky(b), 0, 0.9);
-  if (!found) return undefined;
-  const triplets = yield* part(rayleighRitz(b, found.vectors, workspace), 0.9, 1);
-  workspace.free(found.vectors);
-  return { triplets, guards: GUARDS, size: found.size };
-}
-
-/** Vectors that span the minor left singular subspace of B, as rows, and the largest norm of a row of B. */
-interface Found {
-  vectors: Matrix;
-  size: number;
+  if (byLu) {
+    const found = yield* search.byLu(b);
+    if (found) return found;
+  }
+  if (b.rows >= SINGLE && b.cols >= WIDE * b.rows) {
+    const found = yield* search.byCholesky(b, true);
+    if (found) return found;
+  }
+  return yield* search.byCholesky(b, false);
 }
 
 class Search {
@@ -93,13 +103,14 @@ class Search {
     inverse: Omit<Operator, 'rows' | 'cols'>,
     k: number,
     leave: (seen: Ritz) => boolean,
+    single = false,
   ): Steps<KrylovSpace> {
     const { wanted, most, workspace } = this;
     const options = {
       wanted,
       most,
       block: BLOCK,
-      tolerance: TOLERANCE,
+      ...(single ? { tolerance: SINGLE_TOLERANCE, spare: wanted } : { tolerance: TOLERANCE }),
       relativeTo: 'own' as const,
       patience: 60 + wanted,
       look: { blocks: LOOK, leave },
@@ -108,32 +119,39 @@ class Search {
   }
 
   /** By B⁻¹, for a square b; undefined when a shift is needed, and for zero. */
-  *byLu(b: View): Steps<Found | undefined> {
+  *byLu(b: View): Steps<Minor | undefined> {
     const { workspace, wanted } = this;
     const { matrix, size } = copyOf(b, workspace);
     if (size === 0) {
       workspace.free(matrix);
       return undefined;
     }
-    const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.6);
+    const factor = yield* part(luFactor(matrix, Number.EPSILON * size, workspace), 0, 0.5);
     let shift = false;
     const leave = (seen: Ritz): boolean => (shift = isFarFromZero(seen, 0.2));
-    const space = yield* part(this.krylov(inverseOf(factor, workspace), b.rows, leave), 0.6, 1);
+    const space = yield* part(this.krylov(inverseOf(factor, workspace), b.rows, leave), 0.5, 0.9);
     const vectors = shift ? undefined : space.rightVectors(wanted);
     space.free();
     for (const m of [factor.lu, factor.transposed, factor.inversesL, factor.inversesUt]) workspace.free(m);
-    return vectors && { vectors, size };
+    return vectors && { triplets: yield* this.ritz(b, vectors, 0.9), guards: GUARDS, size };
   }
 
-  /** By the factor of the shifted Gram matrix; undefined when that is not positive definite. */
-  *byCholesky(b: View): Steps<Found | undefined> {
+  /**
+   * By the factor of the shifted Gram matrix; undefined when that is not positive definite. In single precision Gram matrix and factor
+   * are those of a matrix nearby, and the triplets are corrected; undefined when that is too far away.
+   */
+  *byCholesky(b: View, single: boolean): Steps<Minor | undefined> {
     const { workspace, wanted } = this;
     const k = b.rows;
-    const gram = yield* part(gramMatrix(b, workspace, true), 0, 0.5);
+    const gram = yield* part(gramMatrix(b, workspace, { padded: true, single }), 0, 0.5);
     const diagonal = Float64Array.from({ length: k }, (_, i) => gram.data[i * gram.cols + i]!);
     const size = Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0));
     const trace = diagonal.reduce((x, y) => x + y, 0);
     let shift = guessShift(gram, trace);
+    if (single && !(shift > SMALLEST && size < LARGEST)) {
+      workspace.free(gram);
+      return undefined;
+    }
     mirror(gram, 'lower', workspace); // kept above the diagonal, in case the factor is to be made again
     for (let attempt = 0; ; attempt++) {
       if (attempt > 0) {
@@ -142,8 +160,8 @@ class Search {
       }
       // enough to make a singular matrix definite in spite of rounding, and nothing against eigenvalues that can be told from it
       const delta = shift > 0 ? -shift : 4 * Number.EPSILON * trace;
-      const factor = yield* part(choleskyFactor(gram, delta, workspace), 0.5, 0.7);
-      if (!factor && shift === 0) {
+      const factor = yield* part(choleskyFactor(gram, delta, workspace, single), 0.5, 0.65);
+      if (!factor && (shift === 0 || single)) {
         workspace.free(gram);
         return undefined;
       }
@@ -161,16 +179,63 @@ class Search {
         return false;
       };
       const inverse = inverseOfRoot(factor, () => mirrored, workspace);
-      const space = yield* part(this.krylov(inverse, k, leave), 0.7, 1);
+      const space = yield* part(this.krylov(inverse, k, leave, single), 0.65, 0.9);
       // a space that has converged before the look is good as well
-      const vectors = better > shift ? undefined : space.rightVectors(wanted);
+      const isGood = better <= shift;
+      let triplets: Triplets | undefined;
+      if (isGood && single) triplets = yield* part(this.refined(b, space, inverse, shift, size), 0.9, 1);
+      const vectors = isGood && !single ? space.rightVectors(wanted) : undefined;
       space.free();
       workspace.free(factor.inverses);
-      if (vectors) {
+      if (isGood) {
         workspace.free(gram);
-        return { vectors, size };
+        if (vectors) triplets = yield* this.ritz(b, vectors, 0.9);
+        return triplets && { triplets, guards: GUARDS, size };
       }
       shift = better;
+    }
+  }
+
+  /** Triplets in the span of vectors, which are freed. */
+  private *ritz(b: View, vectors: Matrix, from: number, keep = false): Steps<Triplets> {
+    const triplets = yield* part(rayleighRitz(b, vectors, this.workspace, keep), from, 1);
+    this.workspace.free(vectors);
+    return triplets;
+  }
+
+  /** Triplets of b from the Krylov space of an inverse in single precision; undefined when they do not get exact. */
+  private *refined(
+    b: View,
+    space: KrylovSpace,
+    { times, transposedTimes }: Omit<Operator, 'rows' | 'cols'>,
+    shift: number,
+    size: number,
+  ): Steps<Triplets | undefined> {
+    const { workspace, wanted } = this;
+    let known = wanted;
+    while (known < space.s.length && space.residuals[known]! < KNOWN * space.s[known]!) known++;
+    const half = workspace.matrix(b.rows, wanted);
+    const inverse: NearInverse = {
+      shift,
+      vectors: space.rightVectors(known),
+      values: space.s.slice(0, known).map((s) => s * s),
+      times: (out, x) => {
+        times(half, x);
+        transposedTimes(out, half);
+      },
+    };
+    let triplets = yield* part(this.ritz(b, space.rightVectors(wanted), 0, true), 0, 0.2);
+    for (let n = 1; ; n++) {
+      const worst = largest(triplets.residuals.subarray(GUARDS)) / size;
+      const { differences, ...found } = triplets;
+      const isDone = worst <= REFINED || n > MOST_CORRECTIONS;
+      const better = isDone ? undefined : yield* corrected(triplets, differences!, inverse, workspace);
+      workspace.free(differences!);
+      if (better) triplets = yield* this.ritz(b, better, 0, true);
+      else {
+        for (const m of [half, inverse.vectors]) workspace.free(m);
+        return worst <= ACCEPTED ? found : undefined;
+      }
     }
   }
 }

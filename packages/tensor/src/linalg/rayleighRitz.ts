@@ -21,12 +21,14 @@ export interface Triplets {
   residuals: Float64Array;
   /** Largest entry of |UᵀU − I| and |VᵀV − I|. */
   orthogonality: number;
+  /** (B v − s u)ᵀ, rows `[d, k]` in the workspace, if they were to be kept. */
+  differences?: Matrix;
 }
 
 /**
  * Triplets of b in the span of the rows of y `[d, k]`, which are orthonormal and in the workspace; the results are on the host.
  */
-export function* rayleighRitz(b: View, y: Matrix, workspace: Workspace): Steps<Triplets> {
+export function* rayleighRitz(b: View, y: Matrix, workspace: Workspace, keep = false): Steps<Triplets> {
   const projected = workspace.matrix(y.rows, b.cols);
   yield { stage: 'rayleigh-ritz', done: 0 };
   workspace.multiply(viewOf(projected), viewOf(y), b);
@@ -40,20 +42,27 @@ export function* rayleighRitz(b: View, y: Matrix, workspace: Workspace): Steps<T
   for (const m of [coordinates, projected]) workspace.free(m);
   yield { stage: 'certificate', done: 0.8 };
   const host: Matrix = { ...u, data: u.data.slice() };
-  const evidence = measure(b, host, s, vt, workspace, image);
+  const evidence = measure(b, host, s, vt, workspace, { uTb: image, keep });
   for (const m of [u, image]) workspace.free(m);
   return { u: host, s, vt, ...evidence };
 }
 
-/** Residuals and orthogonality of triplets of b; uᵀb `[d, n]` is computed unless it is given. */
+interface MeasureOptions {
+  /** `[d, n]`, computed unless it is given, and overwritten. */
+  uTb?: Matrix;
+  /** Whether to keep the differences. */
+  keep?: boolean;
+}
+
+/** Residuals and orthogonality of triplets of b. */
 export function measure(
   b: View,
   u: Matrix,
   s: Float64Array,
   vt: Matrix,
   workspace: Workspace,
-  uTb?: Matrix,
-): { residuals: Float64Array; orthogonality: number } {
+  { uTb, keep = false }: MeasureOptions = {},
+): Pick<Triplets, 'residuals' | 'orthogonality' | 'differences'> {
   const [x, y] = [u, vt].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
   const d = s.length;
   const product = (left: View, right: View): Matrix => {
@@ -64,23 +73,25 @@ export function measure(
   // (B v)ᵀ against s uᵀ, and uᵀB against s vᵀ
   const vTb = product(y!, transposed(b));
   const right = distances(vTb, s, transposed(viewOf(u)));
-  workspace.free(vTb);
+  if (!keep) workspace.free(vTb);
   const own = uTb ?? product(transposed(x!), b);
   const left = distances(own, s, viewOf(vt));
   if (!uTb) workspace.free(own);
   const grams = [product(transposed(x!), x!), product(y!, transposed(y!))];
   const orthogonality = Math.max(...grams.map(distanceFromIdentity));
   for (const m of [...grams, x!, y!]) workspace.free(m);
-  return { residuals: Float64Array.from({ length: d }, (_, i) => Math.max(left[i]!, right[i]!)), orthogonality };
+  const residuals = Float64Array.from({ length: d }, (_, i) => Math.max(left[i]!, right[i]!));
+  return { residuals, orthogonality, ...(keep ? { differences: vTb } : {}) };
 }
 
-/** ‖row i of a − s_i · row i of b‖ */
+/** Rows of a, less s_i · row i of b; returns their norms. */
 function distances(a: Matrix, s: Float64Array, b: View): Float64Array {
   return s.map((factor, i) => {
     let square = 0;
     let at = b.at + i * b.rowStride;
     for (let t = i * a.cols; t < (i + 1) * a.cols; t++, at += b.colStride) {
-      square += (a.data[t]! - factor * b.data[at]!) ** 2;
+      a.data[t] = a.data[t]! - factor * b.data[at]!;
+      square += a.data[t]! ** 2;
     }
     return Math.sqrt(square);
   });

@@ -94,15 +94,15 @@ export class HostWorkspace implements Workspace {
 
   multiply(c: View, a: View, b: View, { sign = 1, only, single = false }: MultiplyOptions = {}): void {
     checkProduct(c, a, b);
-    const rounded = (data: HostArray): HostArray => (single ? new Float32Array(data) : data);
-    const [x, y, z] = [rounded(a.data), rounded(b.data), c.data];
+    const [x, y, z] = [a.data, b.data, c.data];
+    const rounded = (value: number): number => (single ? Math.fround(value) : value);
     for (let i = 0; i < c.rows; i++) {
       const [first, end] = [only === 'upper' ? i : 0, only === 'lower' ? Math.min(i + 1, c.cols) : c.cols];
       const row = c.at + i * c.rowStride;
       for (let k = 0; k < a.cols; k++) {
-        const factor = sign * x[a.at + i * a.rowStride + k * a.colStride]!;
+        const factor = sign * rounded(x[a.at + i * a.rowStride + k * a.colStride]!);
         let from = b.at + k * b.rowStride + first * b.colStride;
-        for (let j = first; j < end; j++, from += b.colStride) z[row + j] = z[row + j]! + factor * y[from]!;
+        for (let j = first; j < end; j++, from += b.colStride) z[row + j] = z[row + j]! + factor * rounded(y[from]!);
       }
     }
   }
