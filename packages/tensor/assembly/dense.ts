@@ -82,9 +82,9 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
   const signs = f64x2.splat(sign);
   let i = 0;
   if (along == 1) {
-    // four panels at a time, so that a line of the cache is read whole
+    // eight panels at a time, so that lines of the cache are read whole
     while (i + side <= lines) {
-      const group = min(4, (lines - i) / side);
+      const group = min(8, (lines - i) / side);
       let source = from + <isize>i * width;
       for (let k = 0; k < depth; k++) {
         let p = to + <usize>k * bytes, at = source;

@@ -2,10 +2,10 @@
  * From a subspace to singular triplets: Rayleigh–Ritz against the matrix itself, and the certificate measured on it.
  *
  * For an orthonormal basis Y `[k, d]` of (about) a left singular subspace of B `[k, n]`, k ≤ n, the small decomposition
- * YᵀB = P S Vᵀ gives u = Y P with uᵀB = S Vᵀ to rounding; what is left over, B v − s u, is the residual.
+ * YᵀB = P S Vᵀ gives u = Y P with uᵀB = S Vᵀ to rounding; what is left over, B v − u s, is the residual.
  */
 import type { DType } from '../dtype.js';
-import { distanceFromIdentity, zeroMatrix, type Matrix } from './matrix.js';
+import { distanceFromIdentity, transposeMatrix, zeroMatrix, type Matrix } from './matrix.js';
 import type { Steps } from './steps.js';
 import type { Certificate, Method } from './subspace.js';
 import { jacobiSvd } from './svd.js';
@@ -21,35 +21,38 @@ export interface Triplets {
   residuals: Float64Array;
   /** Largest entry of |UᵀU − I| and |VᵀV − I|. */
   orthogonality: number;
-  /** (B v − s u)ᵀ, rows `[d, k]` in the workspace, if they were to be kept. */
+  /** B v − u s `[k, d]`, in the workspace, if they were to be kept. */
   differences?: Matrix;
 }
 
 /**
- * Triplets of b in the span of the rows of y `[d, k]`, which are orthonormal and in the workspace; the results are on the host.
+ * Triplets of b in the span of the rows of y `[d, k]`, which are orthonormal and in the workspace; the results are on the host. Products
+ * with B are with columns, which the kernels like better than rows as long as these.
  */
 export function* rayleighRitz(b: View, y: Matrix, workspace: Workspace, keep = false): Steps<Triplets> {
-  const projected = workspace.matrix(y.rows, b.cols);
+  const projected = workspace.matrix(b.cols, y.rows);
   yield { stage: 'rayleigh-ritz', done: 0 };
-  workspace.multiply(viewOf(projected), viewOf(y), b);
-  const { u: p, s, vt } = yield* jacobiSvd(projected, workspace);
-  const coordinates = workspace.load({ dtype: 'f64', shape: [p.rows, p.cols], data: p.data });
+  workspace.multiply(viewOf(projected), transposed(b), transposed(viewOf(y)));
+  // (YᵀB)ᵀ = V S Pᵀ
+  const { u: v, s, vt: pt } = yield* jacobiSvd(projected, workspace);
+  const coordinates = transposed(workspace.load({ dtype: 'f64', shape: [pt.rows, pt.cols], data: pt.data }));
   const u = workspace.matrix(y.cols, y.rows);
   workspace.multiply(viewOf(u), transposed(viewOf(y)), coordinates);
-  // uᵀB without another product with B
-  const image = workspace.matrix(y.rows, b.cols);
-  workspace.multiply(viewOf(image), transposed(coordinates), viewOf(projected));
+  // Bᵀu without another product with B
+  const image = workspace.matrix(b.cols, y.rows);
+  workspace.multiply(viewOf(image), viewOf(projected), coordinates);
   for (const m of [coordinates, projected]) workspace.free(m);
   yield { stage: 'certificate', done: 0.8 };
   const host: Matrix = { ...u, data: u.data.slice() };
-  const evidence = measure(b, host, s, vt, workspace, { uTb: image, keep });
+  const vt = transposeMatrix(v);
+  const evidence = measure(b, host, s, vt, workspace, { image, keep });
   for (const m of [u, image]) workspace.free(m);
   return { u: host, s, vt, ...evidence };
 }
 
 interface MeasureOptions {
-  /** `[d, n]`, computed unless it is given, and overwritten. */
-  uTb?: Matrix;
+  /** Bᵀu `[n, d]`, computed unless it is given, and overwritten. */
+  image?: Matrix;
   /** Whether to keep the differences. */
   keep?: boolean;
 }
@@ -61,7 +64,7 @@ export function measure(
   s: Float64Array,
   vt: Matrix,
   workspace: Workspace,
-  { uTb, keep = false }: MeasureOptions = {},
+  { image, keep = false }: MeasureOptions = {},
 ): Pick<Triplets, 'residuals' | 'orthogonality' | 'differences'> {
   const [x, y] = [u, vt].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
   const d = s.length;
@@ -70,31 +73,32 @@ export function measure(
     workspace.multiply(viewOf(out), left, right);
     return out;
   };
-  // (B v)ᵀ against s uᵀ, and uᵀB against s vᵀ
-  const vTb = product(y!, transposed(b));
-  const right = distances(vTb, s, transposed(viewOf(u)));
-  if (!keep) workspace.free(vTb);
-  const own = uTb ?? product(transposed(x!), b);
-  const left = distances(own, s, viewOf(vt));
-  if (!uTb) workspace.free(own);
+  // B v against u s, and Bᵀu against v s
+  const bv = product(b, transposed(y!));
+  const right = distances(bv, s, viewOf(u));
+  if (!keep) workspace.free(bv);
+  const own = image ?? product(transposed(b), x!);
+  const left = distances(own, s, transposed(viewOf(vt)));
+  if (!image) workspace.free(own);
   const grams = [product(transposed(x!), x!), product(y!, transposed(y!))];
   const orthogonality = Math.max(...grams.map(distanceFromIdentity));
   for (const m of [...grams, x!, y!]) workspace.free(m);
   const residuals = Float64Array.from({ length: d }, (_, i) => Math.max(left[i]!, right[i]!));
-  return { residuals, orthogonality, ...(keep ? { differences: vTb } : {}) };
+  return { residuals, orthogonality, ...(keep ? { differences: bv } : {}) };
 }
 
-/** Rows of a, less s_i · row i of b; returns their norms. */
+/** a ← a − b · diag(s), both `[n, d]`; returns the norms of the columns. */
 function distances(a: Matrix, s: Float64Array, b: View): Float64Array {
-  return s.map((factor, i) => {
-    let square = 0;
+  const squares = new Float64Array(s.length);
+  for (let i = 0, t = 0; i < a.rows; i++) {
     let at = b.at + i * b.rowStride;
-    for (let t = i * a.cols; t < (i + 1) * a.cols; t++, at += b.colStride) {
-      a.data[t] = a.data[t]! - factor * b.data[at]!;
-      square += a.data[t]! ** 2;
+    for (let j = 0; j < s.length; j++, t++, at += b.colStride) {
+      const difference = a.data[t]! - s[j]! * b.data[at]!;
+      a.data[t] = difference;
+      squares[j] = squares[j]! + difference * difference;
     }
-    return Math.sqrt(square);
-  });
+  }
+  return squares.map(Math.sqrt);
 }
 
 /** Differences below this share of ‖A‖ are within the rounding of the input. */

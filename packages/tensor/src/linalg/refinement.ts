@@ -33,8 +33,8 @@ export interface NearInverse {
 }
 
 /**
- * Vectors `[d, k]`, orthonormal rows, of the d smallest triplets of B, from triplets that are nearly those, and from rows r
- * `[d, k]`: (B v − s u)ᵀ.
+ * Vectors `[d, k]`, orthonormal rows, of the d smallest triplets of B, from triplets that are nearly those, and from their differences
+ * B v − u s `[k, d]`, which are overwritten.
  */
 export function* corrected(
   { u, s }: Pick<Triplets, 'u' | 's'>,
@@ -46,16 +46,15 @@ export function* corrected(
   const { shift, vectors, values } = inverse;
   const distances = s.map((x) => x * x - shift);
   const basis = workspace.matrix(vectors.rows, k);
-  const image = workspace.matrix(k, d);
   const x = workspace.matrix(k, d);
   x.data.set(u.data);
   basis.data.set(vectors.data);
   workspace.transpose(viewOf(basis, 0, 0, d), viewOf(x));
 
-  // (G u − s² u), in columns
-  workspace.transpose(viewOf(image), viewOf(differences));
-  for (let i = 0; i < image.data.length; i++) image.data[i] = image.data[i]! * s[i % d]!;
-  const known = orthogonalise(image, basis, basis.rows, workspace);
+  // G u − u s²
+  const r = differences;
+  for (let i = 0; i < r.data.length; i++) r.data[i] = r.data[i]! * s[i % d]!;
+  const known = orthogonalise(r, basis, basis.rows, workspace);
   // along the eigenvectors that are known outside of the subspace
   const along = workspace.matrix(basis.rows - d, d);
   for (let j = 0; j < along.rows; j++) {
@@ -65,9 +64,9 @@ export function* corrected(
   workspace.multiply(viewOf(x), transposed(viewOf(basis, d)), viewOf(along), { sign: -1 });
 
   // and in the rest
-  const rest = yield* chebyshev(image, distances, 1 / values[values.length - 1]!, basis, inverse, workspace);
+  const rest = yield* chebyshev(r, distances, 1 / values[values.length - 1]!, basis, inverse, workspace);
   for (let i = 0; i < x.data.length; i++) x.data[i] = x.data[i]! - rest.data[i]!;
-  for (const m of [rest, along, image]) workspace.free(m);
+  for (const m of [rest, along]) workspace.free(m);
   orthonormalise(x, basis, 0, 1, new Philox(0), workspace);
   const rows = workspace.matrix(d, k);
   workspace.transpose(viewOf(rows), viewOf(x));
