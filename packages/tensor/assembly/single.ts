@@ -67,9 +67,9 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
   const signs = f32x4.splat(sign);
   let i = 0;
   if (along == 1) {
-    // eight panels at a time, so that lines of the cache are read whole
+    // many panels at a time: rows may lie a page apart each, and are read the faster the longer the pieces are
     while (i + side <= lines) {
-      const group = min(8, (lines - i) / side);
+      const group = min(32, (lines - i) / side);
       let source = from + <isize>i * width;
       for (let k = 0; k < depth; k++) {
         let p = to + <usize>k * bytes, at = source;

@@ -44,6 +44,8 @@ export interface KrylovOptions {
   relativeTo: 'own' | 'largest';
   /** Blocks at most. */
   patience: number;
+  /** Vectors after which convergence is looked at first: about twice those wanted by default. */
+  first?: number;
   /** A look at the values after so many blocks: true gives up. */
   look?: { blocks: number; leave(seen: Ritz): boolean };
 }
@@ -61,15 +63,17 @@ export interface KrylovSpace extends Ritz {
   dimension: number;
   /** Rows: the `count` first right singular vectors, in the workspace. */
   rightVectors(count: number): Matrix;
+  /** The same on the left; their products are zero only up to rounding of s₁² / s², unlike those of right vectors. */
+  leftVectors(count: number): Matrix;
   free(): void;
 }
 
 /** The largest triplets of an operator. Throws `no-convergence` only where a block of vectors cannot be made orthonormal. */
 export function* golubKahan(operator: Operator, options: KrylovOptions, workspace: Workspace): Steps<KrylovSpace> {
-  const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block } = options;
+  const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block, first } = options;
   const bases = new Bases(operator, block, most, workspace);
   const kept = wanted + spare;
-  let next = Math.max(kept, 2 * wanted);
+  let next = first ?? Math.max(kept, 2 * wanted);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {
     yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };
@@ -89,6 +93,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
         converged,
         dimension: d,
         rightVectors: (count) => bases.combine(bases.v, small.vt, count),
+        leftVectors: (count) => bases.combine(bases.u, transposeMatrix(small.u), count),
         free: () => {
           bases.free();
         },

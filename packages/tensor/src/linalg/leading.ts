@@ -1,12 +1,16 @@
 /** The r largest singular triplets: the Krylov method on the matrix itself. */
 import { golubKahan, type Operator } from './golubKahan.js';
-import type { Matrix } from './matrix.js';
-import { rayleighRitz, type Triplets } from './rayleighRitz.js';
+import { transposeMatrix, type Matrix } from './matrix.js';
+import { measure, rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { part, type Steps } from './steps.js';
 import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 
 /** Triplets found beyond those asked for: the first tells the gap. */
 const GUARDS = 1;
+/** Residuals, relative to s₁, that products in float32 leave far below. */
+const LOOSE = 1e-4;
+/** Share of s₁ from which the left vectors of a Krylov space are orthonormal enough. */
+const STEEP = 1e-2;
 /** Blocks multiplied at most. */
 const PATIENCE = 400;
 
@@ -28,25 +32,50 @@ export function fitsGolubKahan(k: number, r: number): boolean {
   return most + block <= k;
 }
 
-/** The r largest triplets of b `[k, n]` and one more, with residuals up to `tolerance`·s₁ if that can be had. */
+/**
+ * The r largest triplets of b `[k, n]` and one more, with residuals up to `tolerance`·s₁ if that can be had. When float32 can tell such
+ * residuals, products with b are computed in it.
+ */
 export function* leadingTriplets(b: View, r: number, tolerance: number, workspace: Workspace): Steps<Triplets> {
+  const single = tolerance >= LOOSE;
   // Bᵀ, whose right vectors are those of the shorter side
   const operator: Operator = {
     rows: b.cols,
     cols: b.rows,
     times: (out: Matrix, x: Matrix) => {
-      workspace.multiply(viewOf(out), transposed(b), viewOf(x));
+      workspace.multiply(viewOf(out), transposed(b), viewOf(x), { single });
     },
     transposedTimes: (out: Matrix, x: Matrix) => {
-      workspace.multiply(viewOf(out), b, viewOf(x));
+      workspace.multiply(viewOf(out), b, viewOf(x), { single });
     },
   };
   const wanted = r + GUARDS;
-  const options = { wanted, ...sizes(r), tolerance, relativeTo: 'largest' as const, patience: PATIENCE };
+  const { block, most } = sizes(r);
+  const options = {
+    wanted,
+    block,
+    most,
+    tolerance,
+    relativeTo: 'largest' as const,
+    patience: PATIENCE,
+    ...(single ? { first: wanted + 3 * block } : {}),
+  };
   const space = yield* part(golubKahan(operator, options, workspace), 0, 0.9);
   const y = space.rightVectors(wanted);
-  space.free();
-  const triplets = yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
-  workspace.free(y);
-  return triplets;
+  try {
+    if (!single || space.s[wanted - 1]! < STEEP * space.s[0]!) {
+      return yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
+    }
+    // both sides are as good as they need be
+    const x = space.leftVectors(wanted);
+    yield { stage: 'certificate', done: 0.9 };
+    const u = transposeMatrix(y);
+    const vt = { ...x, data: x.data.slice() };
+    workspace.free(x);
+    const s = space.s.slice(0, wanted);
+    return { u, s, vt, ...measure(b, u, s, vt, workspace, { single }) };
+  } finally {
+    space.free();
+    workspace.free(y);
+  }
 }

@@ -23,7 +23,7 @@ import { largest, rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { corrected, type NearInverse } from './refinement.js';
 import { part, type Steps } from './steps.js';
 import { mirror, substitute, type Triangle } from './substitution.js';
-import type { View, Workspace } from './workspace.js';
+import { viewOf, type View, type Workspace } from './workspace.js';
 
 /** Vectors in a block of the Krylov space. */
 const BLOCK = 16;
@@ -169,16 +169,21 @@ class Search {
         shift = 0;
         continue;
       }
-      let [better, mirrored] = [0, false];
+      let better = 0;
+      let settled: View | undefined;
       const leave = (seen: Ritz): boolean => {
         // after a guess only if it was far off
         if (attempt < MOST_SHIFTS && isFarFromZero(seen, shift > 0 ? 0.75 : 0.2)) better = shiftOf(seen, -delta, trace);
         if (better > shift) return true;
         mirror(gram, 'lower', workspace);
-        mirrored = true;
+        settled = viewOf(gram, 0, 0, k, k);
+        if (single) {
+          const [shape, data] = [[k, gram.cols], new Float32Array(gram.data)];
+          settled = { ...workspace.load({ dtype: 'f32', shape, data }), cols: k };
+        }
         return false;
       };
-      const inverse = inverseOfRoot(factor, () => mirrored, workspace);
+      const inverse = inverseOfRoot(factor, () => settled, workspace);
       const space = yield* part(this.krylov(inverse, k, leave, single), 0.65, 0.9);
       // a space that has converged before the look is good as well
       const isGood = better <= shift;
@@ -187,6 +192,7 @@ class Search {
       const vectors = isGood && !single ? space.rightVectors(wanted) : undefined;
       space.free();
       workspace.free(factor.inverses);
+      if (single && settled) workspace.free(settled);
       if (isGood) {
         workspace.free(gram);
         if (vectors) triplets = yield* this.ritz(b, vectors, 0.9);
@@ -255,11 +261,12 @@ function copyOf(b: View, workspace: Workspace): { matrix: Matrix; size: number }
 
 /** B⁻¹ = U⁻¹ L⁻¹ P. */
 function inverseOf(f: LuFactor, workspace: Workspace): Omit<Operator, 'rows' | 'cols'> {
+  const n = f.lu.rows;
   const triangles: Record<'l' | 'u' | 'ut' | 'lt', Triangle> = {
-    l: { matrix: f.lu, side: 'lower', inverses: f.inversesL, inversesTransposed: false },
-    u: { matrix: f.lu, side: 'upper', inverses: f.inversesUt, inversesTransposed: true },
-    ut: { matrix: f.transposed, side: 'lower', inverses: f.inversesUt, inversesTransposed: false },
-    lt: { matrix: f.transposed, side: 'upper', inverses: f.inversesL, inversesTransposed: true },
+    l: { matrix: viewOf(f.lu, 0, 0, n, n), side: 'lower', inverses: f.inversesL, inversesTransposed: false },
+    u: { matrix: viewOf(f.lu, 0, 0, n, n), side: 'upper', inverses: f.inversesUt, inversesTransposed: true },
+    ut: { matrix: viewOf(f.transposed, 0, 0, n, n), side: 'lower', inverses: f.inversesUt, inversesTransposed: false },
+    lt: { matrix: viewOf(f.transposed, 0, 0, n, n), side: 'upper', inverses: f.inversesL, inversesTransposed: true },
   };
   return {
     times: (out, x) => {
@@ -280,22 +287,24 @@ function inverseOf(f: LuFactor, workspace: Workspace): Omit<Operator, 'rows' | '
   };
 }
 
-/** L⁻¹, where L Lᵀ is the Gram matrix; Lᵀ is read from above the diagonal once it is there. */
+/** L⁻¹, where L Lᵀ is the Gram matrix. L and Lᵀ are read from both sides of the diagonal of `settled` once there is one. */
 function inverseOfRoot(
   { l, inverses }: CholeskyFactor,
-  isMirrored: () => boolean,
+  settled: () => View | undefined,
   workspace: Workspace,
 ): Omit<Operator, 'rows' | 'cols'> {
-  const lower: Triangle = { matrix: l, side: 'lower', inverses, inversesTransposed: false };
+  const at = viewOf(l, 0, 0, l.rows, l.rows);
   return {
     times: (out, x) => {
       out.data.set(x.data);
-      substitute(lower, out, workspace);
+      const matrix = settled() ?? at;
+      substitute({ matrix, side: 'lower', inverses, inversesTransposed: false }, out, workspace);
     },
     transposedTimes: (out, x) => {
       out.data.set(x.data);
-      const acrossDiagonal = !isMirrored();
-      substitute({ matrix: l, side: 'upper', acrossDiagonal, inverses, inversesTransposed: true }, out, workspace);
+      const matrix = settled();
+      const where = { matrix: matrix ?? at, acrossDiagonal: !matrix };
+      substitute({ ...where, side: 'upper', inverses, inversesTransposed: true }, out, workspace);
     },
   };
 }

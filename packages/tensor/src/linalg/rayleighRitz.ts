@@ -55,6 +55,8 @@ interface MeasureOptions {
   image?: Matrix;
   /** Whether to keep the differences. */
   keep?: boolean;
+  /** Products with b in float32 are good enough. */
+  single?: boolean;
 }
 
 /** Residuals and orthogonality of triplets of b. */
@@ -64,13 +66,13 @@ export function measure(
   s: Float64Array,
   vt: Matrix,
   workspace: Workspace,
-  { image, keep = false }: MeasureOptions = {},
+  { image, keep = false, single = false }: MeasureOptions = {},
 ): Pick<Triplets, 'residuals' | 'orthogonality' | 'differences'> {
   const [x, y] = [u, vt].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
   const d = s.length;
   const product = (left: View, right: View): Matrix => {
     const out = workspace.matrix(left.rows, right.cols);
-    workspace.multiply(viewOf(out), left, right);
+    workspace.multiply(viewOf(out), left, right, { single: single && (left.data === b.data || right.data === b.data) });
     return out;
   };
   // B v against u s, and Bᵀu against v s

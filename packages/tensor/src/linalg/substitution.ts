@@ -4,7 +4,7 @@
  * Source: Golub & Van Loan, Matrix Computations (4th ed.), §3.1.4.
  */
 import type { Matrix } from './matrix.js';
-import { transposed, viewOf, type View, type Workspace } from './workspace.js';
+import { blockOf, transposed, viewOf, type View, type Workspace } from './workspace.js';
 
 /** Rows of a diagonal block, a multiple of the rows of a tile. */
 export const TRIANGULAR_BLOCK = 96;
@@ -12,8 +12,8 @@ const BLOCK = TRIANGULAR_BLOCK;
 
 /** A triangular matrix `[n, n]`. */
 export interface Triangle {
-  /** Holds it on one side of its diagonal; rows may be longer than n. */
-  matrix: Matrix;
+  /** `[n, n]`, holds it on one side of its diagonal. In float32, products are summed up in float32 as well. */
+  matrix: View;
   side: 'lower' | 'upper';
   /** The matrix holds its transpose, on the other side; slower. */
   acrossDiagonal?: boolean;
@@ -27,6 +27,7 @@ export function substitute(t: Triangle, x: Matrix, workspace: Workspace): void {
   const { matrix, side, acrossDiagonal = false, inverses, inversesTransposed } = t;
   const n = matrix.rows;
   const b = x.cols;
+  const single = matrix.dtype === 'f32';
   const own = workspace.matrix(BLOCK, b);
   const last = Math.floor((n - 1) / BLOCK) * BLOCK;
   for (let step = 0; step <= last; step += BLOCK) {
@@ -36,9 +37,9 @@ export function substitute(t: Triangle, x: Matrix, workspace: Workspace): void {
     // minus what the rows solved so far contribute
     const [from, count] = side === 'lower' ? [0, k] : [k + size, n - k - size];
     const block = acrossDiagonal
-      ? transposed(viewOf(matrix, from, k, count, size))
-      : viewOf(matrix, k, from, size, count);
-    workspace.multiply(rows, block, viewOf(x, from, 0, count), { sign: -1 });
+      ? transposed(blockOf(matrix, from, k, count, size))
+      : blockOf(matrix, k, from, size, count);
+    workspace.multiply(rows, block, viewOf(x, from, 0, count), { sign: -1, single });
     multiplyInPlace(rows, x, inverses, k, size, inversesTransposed, own, workspace);
   }
   workspace.free(own);

@@ -30,6 +30,11 @@ export function viewOf(m: Matrix, i = 0, j = 0, rows = m.rows - i, cols = m.cols
   return { dtype: 'f64', data: m.data, at: i * m.cols + j, rows, cols, rowStride: m.cols, colStride: 1 };
 }
 
+/** Part of a view. */
+export function blockOf(v: View, i: number, j: number, rows: number, cols: number): View {
+  return { ...v, at: v.at + i * v.rowStride + j * v.colStride, rows, cols };
+}
+
 export function transposed(v: View): View {
   return { ...v, rows: v.cols, cols: v.rows, rowStride: v.colStride, colStride: v.rowStride };
 }
