@@ -303,6 +303,44 @@ export function transpose(begin: i32, end: i32): void {
   }
 }
 
+// ---- entries ----
+// Slots: 0 entries, 1 how many, 2 type, 3 for each task whether it met one that is not finite. Tasks are CHECKED entries each.
+
+const CHECKED: i32 = 65536;
+
+/** Lanes all of whose bits of the exponent are set, as those of infinities and NaN are. */
+// @ts-ignore: decorator
+@inline
+function notFinite(v: v128, type: i32): v128 {
+  if (type == F32) {
+    const mask = i32x4.splat(0x7f800000);
+    return i32x4.eq(v128.and(v, mask), mask);
+  }
+  if (type == F64) {
+    const mask = i64x2.splat(0x7ff0000000000000);
+    return i64x2.eq(v128.and(v, mask), mask);
+  }
+  const mask = i16x8.splat(type == BF16 ? 0x7f80 : 0x7c00);
+  return i16x8.eq(v128.and(v, mask), mask);
+}
+
+export function checkFinite(begin: i32, end: i32): void {
+  const type = int(2), shift = shiftOf(type), zero = i32x4.splat(0);
+  for (let t = begin; t < end; t++) {
+    const first = t * CHECKED, count = min(CHECKED, int(1) - first);
+    let p = ptr(0) + (<usize>first << shift);
+    const stop = p + (<usize>count << shift);
+    let seen = zero;
+    for (; p + 16 <= stop; p += 16) seen = v128.or(seen, notFinite(v128.load(p), type));
+    // the rest, one by one beside zeros
+    for (; p < stop; p += <usize>1 << shift) {
+      const v = shift == 3 ? v128.load64_zero(p) : shift == 2 ? v128.load32_zero(p) : i16x8.replace_lane(zero, 0, load<i16>(p));
+      seen = v128.or(seen, notFinite(v, type));
+    }
+    store<i32>(ptr(3) + (<usize>t << 2), v128.any_true(seen) ? 1 : 0);
+  }
+}
+
 // ---- rows and vectors ----
 
 function dot(a: usize, b: usize, n: i32): f64 {

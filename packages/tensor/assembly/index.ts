@@ -57,6 +57,7 @@ function work(job: i32, begin: i32, end: i32): void {
     case 39: return dense.symmetricTimes(begin, end);
     case 40: return dense.sumPartial(begin, end);
     case 41: return multiplySingle(begin, end);
+    case 42: return dense.checkFinite(begin, end);
     default: unreachable();
   }
 }

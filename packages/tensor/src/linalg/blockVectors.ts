@@ -24,13 +24,13 @@ export function storeBlock(y: Matrix, basis: Matrix, d: number): void {
   }
 }
 
-/** Takes the first d rows of the basis out of the columns of y, twice; returns the coefficients `[d, b]`. */
-export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Workspace): Float64Array {
+/** Takes the first d rows of the basis out of the columns of y, twice by default; returns the coefficients `[d, b]`. */
+export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Workspace, passes = 2): Float64Array {
   const sum = new Float64Array(d * y.cols);
   if (d === 0) return sum;
   const v = viewOf(basis, 0, 0, d);
   const c = workspace.matrix(d, y.cols);
-  for (let pass = 0; pass < 2; pass++) {
+  for (let pass = 0; pass < passes; pass++) {
     c.data.fill(0);
     workspace.multiply(viewOf(c), v, viewOf(y));
     workspace.multiply(viewOf(y), transposed(v), viewOf(c), { sign: -1 });

@@ -27,6 +27,8 @@ export type MatrixInput = Tensor | HostTensor;
 const VERSION = 1;
 /** Residual that is acceptable unless the caller says otherwise. */
 const TOLERANCE = 1e-7;
+/** What a matrix is called unless the caller says otherwise. */
+const NAME = 'matrix';
 /** Shorter sides from which the tridiagonal form pays. */
 const LARGE = 96;
 /** Shorter sides up to which a full decomposition takes about a second. */
@@ -68,7 +70,7 @@ export async function windowSubspace(
   options: SubspaceOptions = {},
 ): Promise<Subspace> {
   const host = a instanceof Tensor ? await a.toHost() : a;
-  const name = options.name ?? 'matrix';
+  const name = options.name ?? NAME;
   checkMatrix(host, name);
   const k = Math.min(...host.shape);
   if (!(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= k)) {
@@ -98,7 +100,7 @@ export interface SingularValues {
  */
 export async function singularValues(a: MatrixInput, options: SubspaceOptions = {}): Promise<SingularValues> {
   const host = a instanceof Tensor ? await a.toHost() : a;
-  const name = options.name ?? 'matrix';
+  const name = options.name ?? NAME;
   checkMatrix(host, name);
   const result = await runSteps(values(host, options), options);
   const { tolerance } = options;
@@ -112,7 +114,7 @@ export async function singularValues(a: MatrixInput, options: SubspaceOptions = 
 function* values(host: HostTensor, options: SubspaceOptions): Steps<SingularValues> {
   const workspace = openWorkspace(options.backend);
   try {
-    const { b, exponent } = load(host, workspace);
+    const { b, exponent } = load(host, options.name ?? NAME, workspace);
     let result: SingularValues | undefined;
     if (options.method ? options.method === 'tridiagonal' : b.rows >= LARGE) {
       result = { ...(yield* tridiagonalSingularValues(b, workspace)), method: 'tridiagonal' };
@@ -130,15 +132,18 @@ function* values(host: HostTensor, options: SubspaceOptions): Steps<SingularValu
 
 /** Throws unless a tensor is a matrix that can be decomposed. */
 function checkMatrix(host: HostTensor, name: string): void {
-  const { shape, dtype, data } = host;
+  const { shape, dtype } = host;
   if (shape.length !== 2 || shape.some((size) => size < 1)) {
     throw new TensorError('shape', `${name}: expected a matrix with at least one entry, got [${shape.join(', ')}]`);
   }
   if (!DECOMPOSABLE.includes(dtype)) {
     throw new TensorError('dtype', `${name}: expected ${DECOMPOSABLE.join(', ')}, got ${dtype}; cast it first`);
   }
-  if (allFinite(host)) return;
-  for (let i = 0; i < data.length; i++) {
+}
+
+/** Throws for the first entry that is not finite. */
+function refuseNonFinite({ shape, dtype, data }: HostTensor, name: string): never {
+  for (let i = 0; ; i++) {
     const value = convertHost(data.slice(i, i + 1), dtype, 'f64')[0]!;
     if (Number.isFinite(value)) continue;
     const where = `[${Math.floor(i / shape[1]!)}, ${i % shape[1]!}]`;
@@ -146,38 +151,10 @@ function checkMatrix(host: HostTensor, name: string): void {
   }
 }
 
-function allFinite({ data, dtype }: HostTensor): boolean {
-  if (data instanceof Uint16Array) {
-    // infinities and NaN have all bits of the exponent set
-    const mask = dtype === 'bf16' ? 0x7f80 : 0x7c00;
-    for (const x of data) if ((x & mask) === mask) return false;
-    return true;
-  }
-  return data instanceof Float32Array ? allFiniteSingle(data) : allFiniteDouble(data as Float64Array);
-}
-
-// twice the same, since a loop over one type of array runs several times as fast
-function allFiniteSingle(x: Float32Array): boolean {
-  // times zero they are NaN, and so is every sum with them
-  let [s0, s1] = [0, 0];
-  let i = 0;
-  for (; i + 2 <= x.length; i += 2) {
-    s0 += x[i]! * 0;
-    s1 += x[i + 1]! * 0;
-  }
-  for (; i < x.length; i++) s0 += x[i]! * 0;
-  return s0 + s1 === 0;
-}
-
-function allFiniteDouble(x: Float64Array): boolean {
-  let sum = 0;
-  for (let i = 0; i < x.length; i++) sum += x[i]! * 0;
-  return sum === 0;
-}
-
 /** The matrix with its shorter side first, times 2^exponent: float64 may hold numbers whose squares it cannot. */
-function load(host: HostTensor, workspace: Workspace): { b: View; exponent: number } {
+function load(host: HostTensor, name: string, workspace: Workspace): { b: View; exponent: number } {
   const a = workspace.load(host);
+  if (!workspace.allFinite(a)) refuseNonFinite(host, name);
   let exponent = 0;
   if (host.dtype === 'f64') {
     exponent = exponentToOne(largestMagnitude(host.data as Float64Array));
@@ -203,7 +180,7 @@ function matrixOf(host: HostTensor, exponent: number): ReturnType<typeof matrixF
 function* decompose(host: HostTensor, from: number, to: number, options: SubspaceOptions): Steps<Subspace> {
   const workspace = openWorkspace(options.backend);
   try {
-    const { b, exponent } = load(host, workspace);
+    const { b, exponent } = load(host, options.name ?? NAME, workspace);
     const tall = host.shape[0]! > host.shape[1]!;
     let best: Subspace | undefined;
     for (const method of options.method ? [options.method] : methodsFor(b.rows, from, to)) {
@@ -214,7 +191,7 @@ function* decompose(host: HostTensor, from: number, to: number, options: Subspac
     if (!best) {
       throw new TensorError(
         'method',
-        `${options.name ?? 'matrix'}: expected a matrix and a window that suit the method ${options.method}, got others; leave the method out`,
+        `${options.name ?? NAME}: expected a matrix and a window that suit the method ${options.method}, got others; leave the method out`,
       );
     }
     const { u, vt } = best;

@@ -1,7 +1,7 @@
 /** The r largest singular triplets: the Krylov method on the matrix itself. */
 import { golubKahan, type Operator } from './golubKahan.js';
 import { transposeMatrix, type Matrix } from './matrix.js';
-import { measure, rayleighRitz, type Triplets } from './rayleighRitz.js';
+import { orthogonalityOf, rayleighRitz, type Triplets } from './rayleighRitz.js';
 import { part, type Steps } from './steps.js';
 import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 
@@ -9,6 +9,8 @@ import { transposed, viewOf, type View, type Workspace } from './workspace.js';
 const GUARDS = 1;
 /** Residuals, relative to s₁, that products in float32 leave far below. */
 const LOOSE = 1e-4;
+/** The most, relative to s₁, that a product in float32 with a unit vector is off. */
+const ROUNDING = 2 ** -20;
 /** Share of s₁ from which the left vectors of a Krylov space are orthonormal enough. */
 const STEEP = 1e-2;
 /** Blocks multiplied at most. */
@@ -58,24 +60,23 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
     tolerance,
     relativeTo: 'largest' as const,
     patience: PATIENCE,
-    ...(single ? { first: wanted + 3 * block } : {}),
+    single,
   };
   const space = yield* part(golubKahan(operator, options, workspace), 0, 0.9);
   const y = space.rightVectors(wanted);
+  const x = space.leftVectors(wanted);
+  space.free();
   try {
     if (!single || space.s[wanted - 1]! < STEEP * space.s[0]!) {
       return yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
     }
-    // both sides are as good as they need be
-    const x = space.leftVectors(wanted);
+    // the method's own residuals are those of the matrix up to the rounding of its products
     yield { stage: 'certificate', done: 0.9 };
-    const u = transposeMatrix(y);
+    const residuals = space.residuals.slice(0, wanted).map((size) => size + ROUNDING * space.s[0]!);
+    const orthogonality = orthogonalityOf([viewOf(x), viewOf(y)], workspace);
     const vt = { ...x, data: x.data.slice() };
-    workspace.free(x);
-    const s = space.s.slice(0, wanted);
-    return { u, s, vt, ...measure(b, u, s, vt, workspace, { single }) };
+    return { u: transposeMatrix(y), s: space.s.slice(0, wanted), vt, residuals, orthogonality };
   } finally {
-    space.free();
-    workspace.free(y);
+    for (const m of [x, y]) workspace.free(m);
   }
 }

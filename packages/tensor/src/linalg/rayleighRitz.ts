@@ -55,8 +55,6 @@ interface MeasureOptions {
   image?: Matrix;
   /** Whether to keep the differences. */
   keep?: boolean;
-  /** Products with b in float32 are good enough. */
-  single?: boolean;
 }
 
 /** Residuals and orthogonality of triplets of b. */
@@ -66,13 +64,13 @@ export function measure(
   s: Float64Array,
   vt: Matrix,
   workspace: Workspace,
-  { image, keep = false, single = false }: MeasureOptions = {},
+  { image, keep = false }: MeasureOptions = {},
 ): Pick<Triplets, 'residuals' | 'orthogonality' | 'differences'> {
   const [x, y] = [u, vt].map(({ rows, cols, data }) => workspace.load({ dtype: 'f64', shape: [rows, cols], data }));
   const d = s.length;
   const product = (left: View, right: View): Matrix => {
     const out = workspace.matrix(left.rows, right.cols);
-    workspace.multiply(viewOf(out), left, right, { single: single && (left.data === b.data || right.data === b.data) });
+    workspace.multiply(viewOf(out), left, right);
     return out;
   };
   // B v against u s, and Bᵀu against v s
@@ -82,11 +80,22 @@ export function measure(
   const own = image ?? product(transposed(b), x!);
   const left = distances(own, s, transposed(viewOf(vt)));
   if (!image) workspace.free(own);
-  const grams = [product(transposed(x!), x!), product(y!, transposed(y!))];
-  const orthogonality = Math.max(...grams.map(distanceFromIdentity));
-  for (const m of [...grams, x!, y!]) workspace.free(m);
+  const orthogonality = orthogonalityOf([transposed(x!), y!], workspace);
+  for (const m of [x!, y!]) workspace.free(m);
   const residuals = Float64Array.from({ length: d }, (_, i) => Math.max(left[i]!, right[i]!));
   return { residuals, orthogonality, ...(keep ? { differences: bv } : {}) };
+}
+
+/** Largest entry of |X Xᵀ − I| among matrices X of orthonormal rows. */
+export function orthogonalityOf(matrices: readonly View[], workspace: Workspace): number {
+  let worst = 0;
+  for (const x of matrices) {
+    const gram = workspace.matrix(x.rows, x.rows);
+    workspace.multiply(viewOf(gram), x, transposed(x));
+    worst = Math.max(worst, distanceFromIdentity(gram));
+    workspace.free(gram);
+  }
+  return worst;
 }
 
 /** a ← a − b · diag(s), both `[n, d]`; returns the norms of the columns. */

@@ -58,6 +58,8 @@ export interface Workspace {
   /** Gives back all that is left. */
   close(): void;
 
+  /** Whether all entries of a, which is contiguous, are finite. */
+  allFinite(a: View): boolean;
   /** c ← c ± a · b, in float64. c's rows are contiguous (colStride 1) and f64. */
   multiply(c: View, a: View, b: View, options?: MultiplyOptions): void;
   /** to `[n, m]` ← fromᵀ, both f64 with contiguous rows, in different memory or different parts of it. */
@@ -95,6 +97,11 @@ export class HostWorkspace implements Workspace {
 
   close(): void {
     // the same
+  }
+
+  allFinite({ data }: View): boolean {
+    for (const x of data) if (!Number.isFinite(x)) return false;
+    return true;
   }
 
   multiply(c: View, a: View, b: View, { sign = 1, only, single = false }: MultiplyOptions = {}): void {

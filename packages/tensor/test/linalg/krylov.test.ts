@@ -497,15 +497,15 @@ describe('choleskyFactor and substitute', () => {
             }
 
             const right = gaussian(n, b, seed + 1);
-            const lower: Triangle = { matrix, side: 'lower', inverses, inversesTransposed: false };
+            const lower: Triangle = { matrix: viewOf(matrix, 0, 0, n, n), side: 'lower', inverses, inversesTransposed: false };
             const across: Triangle = {
-              matrix,
+              matrix: viewOf(matrix, 0, 0, n, n),
               side: 'upper',
               acrossDiagonal: true,
               inverses,
               inversesTransposed: true,
             };
-            const upper: Triangle = { matrix, side: 'upper', inverses, inversesTransposed: true };
+            const upper: Triangle = { matrix: viewOf(matrix, 0, 0, n, n), side: 'upper', inverses, inversesTransposed: true };
             const solved = (t: Triangle, from: Matrix): Matrix => {
               const x = loaded(from, workspace);
               substitute(t, x, workspace);
@@ -589,15 +589,16 @@ describe('luFactor', () => {
   function trianglesOf(f: LuFactor): Record<'l' | 'u' | 'ut' | 'lt', [Triangle, Matrix]> {
     const l = triangleOf(f.lu, 'lower', true);
     const u = triangleOf(f.lu, 'upper');
+    const [lu, other] = [f.lu, f.transposed].map((m) => viewOf(m, 0, 0, m.rows, m.rows)) as [View, View];
     return {
-      l: [{ matrix: f.lu, side: 'lower', inverses: f.inversesL, inversesTransposed: false }, l],
-      u: [{ matrix: f.lu, side: 'upper', inverses: f.inversesUt, inversesTransposed: true }, u],
+      l: [{ matrix: lu, side: 'lower', inverses: f.inversesL, inversesTransposed: false }, l],
+      u: [{ matrix: lu, side: 'upper', inverses: f.inversesUt, inversesTransposed: true }, u],
       ut: [
-        { matrix: f.transposed, side: 'lower', inverses: f.inversesUt, inversesTransposed: false },
+        { matrix: other, side: 'lower', inverses: f.inversesUt, inversesTransposed: false },
         transposeMatrix(u),
       ],
       lt: [
-        { matrix: f.transposed, side: 'upper', inverses: f.inversesL, inversesTransposed: true },
+        { matrix: other, side: 'upper', inverses: f.inversesL, inversesTransposed: true },
         transposeMatrix(l),
       ],
     };

@@ -16,9 +16,10 @@ const JOBS = {
   symmetricTimes: 39,
   sumPartial: 40,
   multiplySingle: 41,
+  checkFinite: 42,
 };
 const TYPES: Partial<Record<DType, number>> = { f32: 0, bf16: 1, f16: 2, f64: 4 };
-const [MR, STRIP, TRANSPOSED, SUM_BLOCK] = [6, 16, 32, 256];
+const [MR, STRIP, TRANSPOSED, SUM_BLOCK, CHECKED] = [6, 16, 32, 256, 65536];
 /** Columns of a tile in float64 and in float32. */
 const [NR, NR_SINGLE] = [4, 8];
 /** Work below which a second thread costs more than it saves, in multiply-adds. */
@@ -87,6 +88,19 @@ export class WasmWorkspace implements Workspace {
     this.ints(5, at(a), a.rowStride, a.colStride, TYPES[a.dtype]!);
     this.ints(9, at(b), b.rowStride, b.colStride, TYPES[b.dtype]!, sign < 0 ? 1 : 0, cut, strips);
     this.run(single ? JOBS.multiplySingle : JOBS.multiply, tasks, (m * n * k) / tasks);
+  }
+
+  allFinite(a: View): boolean {
+    const count = a.rows * a.cols;
+    const tasks = Math.ceil(count / CHECKED);
+    const flags = this.memory.alloc(tasks * 4);
+    this.ints(0, at(a), count, TYPES[a.dtype]!, flags);
+    this.run(JOBS.checkFinite, tasks, CHECKED);
+    const { i32 } = this.runtime;
+    let isFinite = true;
+    for (let t = 0; t < tasks; t++) if (i32[flags / 4 + t] !== 0) isFinite = false;
+    this.memory.free(flags);
+    return isFinite;
   }
 
   transpose(to: View, from: View): void {
