@@ -6,8 +6,8 @@ import { int, ptr, scratch } from './control';
 import { F64, STRIP, shiftOf } from './dense';
 import { BF16, F32, MR, NR, STEP_A, STEP_B, half, tile, tileRows } from './gemm';
 
-const MC: i32 = 192; // rows of A packed at once: MC·KC·4 = 240 KiB, in the level-2 cache
-const KC: i32 = 320; // depth of a block, which limits the rounding
+const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 240 KiB, in the level-2 cache
+const KC: i32 = 640; // depth of a block, which limits the rounding
 const NC: i32 = 1024; // columns of B packed at once: 1.25 MiB; all of it fits into the scratch of dense.ts
 
 // @ts-ignore: decorator
@@ -39,32 +39,30 @@ function load4<T>(p: usize): v128 {
 /** Four lines of a panel that run along memory. */
 // @ts-ignore: decorator
 @inline
-function packFour<T>(p: usize, at: usize, step: usize, depth: i32, bytes: usize, signs: v128): void {
+function packFour<T>(p: usize, at: usize, step: usize, depth: i32, bytes: usize): void {
   let k = 0;
   for (; k + 4 <= depth; k += 4) {
     const a0 = load4<T>(at), a1 = load4<T>(at + step), a2 = load4<T>(at + 2 * step), a3 = load4<T>(at + 3 * step);
     const t0 = v128.shuffle<i32>(a0, a1, 0, 4, 1, 5), t1 = v128.shuffle<i32>(a2, a3, 0, 4, 1, 5);
     const t2 = v128.shuffle<i32>(a0, a1, 2, 6, 3, 7), t3 = v128.shuffle<i32>(a2, a3, 2, 6, 3, 7);
-    v128.store(p, f32x4.mul(v128.shuffle<i64>(t0, t1, 0, 2), signs));
+    v128.store(p, v128.shuffle<i64>(t0, t1, 0, 2));
     p += bytes;
-    v128.store(p, f32x4.mul(v128.shuffle<i64>(t0, t1, 1, 3), signs));
+    v128.store(p, v128.shuffle<i64>(t0, t1, 1, 3));
     p += bytes;
-    v128.store(p, f32x4.mul(v128.shuffle<i64>(t2, t3, 0, 2), signs));
+    v128.store(p, v128.shuffle<i64>(t2, t3, 0, 2));
     p += bytes;
-    v128.store(p, f32x4.mul(v128.shuffle<i64>(t2, t3, 1, 3), signs));
+    v128.store(p, v128.shuffle<i64>(t2, t3, 1, 3));
     p += bytes;
     at += 4 * sizeof<T>();
   }
-  const sign = f32x4.extract_lane(signs, 0);
   for (; k < depth; k++, p += bytes, at += sizeof<T>()) {
-    for (let r: usize = 0; r < 4; r++) store<f32>(p + (r << 2), load1<T>(at + r * step) * sign);
+    for (let r: usize = 0; r < 4; r++) store<f32>(p + (r << 2), load1<T>(at + r * step));
   }
 }
 
 /** Panels [side][depth] of a matrix whose lines lie side by side, as `packAs` of dense.ts. */
-function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32, sign: f32): void {
+function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32): void {
   const bytes = <usize>side << 2, panel = <usize>depth * bytes, width = <isize>sizeof<T>();
-  const signs = f32x4.splat(sign);
   let i = 0;
   if (along == 1) {
     // many panels at a time: rows may lie a page apart each, and are read the faster the longer the pieces are
@@ -74,9 +72,9 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
       for (let k = 0; k < depth; k++) {
         let p = to + <usize>k * bytes, at = source;
         for (let q = 0; q < group; q++) {
-          v128.store(p, f32x4.mul(load4<T>(at), signs));
-          if (side == NR) v128.store(p, f32x4.mul(load4<T>(at + 4 * width), signs), 16);
-          else v128.store64_lane(p, f32x4.mul(load2<T>(at + 4 * width), signs), 0, 16);
+          v128.store(p, load4<T>(at));
+          if (side == NR) v128.store(p, load4<T>(at + 4 * width), 16);
+          else v128.store64_lane(p, load2<T>(at + 4 * width), 0, 16);
           p += panel;
           at += <isize>side * width;
         }
@@ -89,11 +87,11 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
   for (; i < lines; i += side) {
     const live = min(side, lines - i);
     let r = 0;
-    if (down == 1) for (; r + 4 <= live; r += 4) packFour<T>(to + (<usize>r << 2), from + <isize>(i + r) * along * width, along * width, depth, bytes, signs);
+    if (down == 1) for (; r + 4 <= live; r += 4) packFour<T>(to + (<usize>r << 2), from + <isize>(i + r) * along * width, along * width, depth, bytes);
     for (; r < side; r++) {
       let p = to + (<usize>r << 2), at = from + <isize>(i + r) * along * width;
       const step = r < live ? down * width : 0;
-      const factor = r < live ? sign : 0;
+      const factor: f32 = r < live ? 1 : 0;
       if (r >= live) at = from; // what is there is finite, or the product is not
       for (let k = 0; k < depth; k++, p += bytes, at += step) store<f32>(p, load1<T>(at) * factor);
     }
@@ -101,26 +99,27 @@ function packAs<T>(to: usize, from: usize, along: isize, down: isize, lines: i32
   }
 }
 
-function pack(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32, type: i32, sign: f32): void {
-  if (type == F64) packAs<f64>(to, from, along, down, lines, depth, side, sign);
-  else if (type == F32) packAs<f32>(to, from, along, down, lines, depth, side, sign);
-  else if (type == BF16) packAs<u16>(to, from, along, down, lines, depth, side, sign);
-  else packAs<i16>(to, from, along, down, lines, depth, side, sign);
+function pack(to: usize, from: usize, along: isize, down: isize, lines: i32, depth: i32, side: i32, type: i32): void {
+  if (type == F64) packAs<f64>(to, from, along, down, lines, depth, side);
+  else if (type == F32) packAs<f32>(to, from, along, down, lines, depth, side);
+  else if (type == BF16) packAs<u16>(to, from, along, down, lines, depth, side);
+  else packAs<i16>(to, from, along, down, lines, depth, side);
 }
 
-/** Adds a tile in scratch to C, as far as it lies in C and in the triangle: first ≤ column − row ≤ last. */
-function addTile(c: usize, ldc: usize, from: usize, high: i32, wide: i32, first: i32, last: i32): void {
+/** Adds a tile in scratch, times `sign`, to C, as far as it lies in C and in the triangle: first ≤ column − row ≤ last. */
+function addTile(c: usize, ldc: usize, from: usize, sign: f64, high: i32, wide: i32, first: i32, last: i32): void {
+  const signs = f64x2.splat(sign);
   for (let r = 0; r < high; r++) {
     const low = max(0, r + first), end = min(wide, r + last + 1);
     if (low == 0 && end == NR) {
       for (let q: usize = 0; q < 4; q++) {
         const at = c + (q << 4);
-        v128.store(at, f64x2.add(v128.load(at), f64x2.promote_low_f32x4(v128.load64_zero(from + (q << 3)))));
+        v128.store(at, f64x2.add(v128.load(at), f64x2.mul(signs, f64x2.promote_low_f32x4(v128.load64_zero(from + (q << 3))))));
       }
     } else {
       for (let q = low; q < end; q++) {
         const at = c + (<usize>q << 3);
-        store<f64>(at, load<f64>(at) + <f64>load<f32>(from + (<usize>q << 2)));
+        store<f64>(at, load<f64>(at) + sign * <f64>load<f32>(from + (<usize>q << 2)));
       }
     }
     c += ldc;
@@ -133,7 +132,7 @@ function part(i: i32, rows: i32, j: i32, columns: i32): void {
   const a = ptr(5), ars = <isize>int(6), acs = <isize>int(7), typeA = int(8), shiftA = shiftOf(typeA);
   const b = ptr(9), brs = <isize>int(10), bcs = <isize>int(11), typeB = int(12), shiftB = shiftOf(typeB);
   const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 2), edge = packedB + (<usize>(NC * KC) << 2);
-  const sign: f32 = int(13) ? -1 : 1;
+  const sign: f64 = int(13) ? -1 : 1;
   // a narrow B is not worth packing A
   const inPlace = typeA == F32 && acs == 1 && int(3) <= 8 * NR && !lower && !upper;
   for (let j0 = j; j0 < j + columns; j0 += NC) {
@@ -141,13 +140,13 @@ function part(i: i32, rows: i32, j: i32, columns: i32): void {
     const start = lower ? max(i, j0 / MR * MR) : i, stop = upper ? min(i + rows, j0 + nc) : i + rows;
     for (let k0 = 0; k0 < k; k0 += KC) {
       const kc = min(KC, k - k0);
-      pack(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shiftB), bcs, brs, nc, kc, NR, typeB, sign);
+      pack(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shiftB), bcs, brs, nc, kc, NR, typeB);
       for (let i0 = start; i0 < stop; i0 += MC) {
         const mc = min(MC, stop - i0);
         const direct = inPlace ? mc - (mc % MR) : 0;
         const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << shiftA);
         if (direct < mc) {
-          pack(packedA, blockA + (<isize>direct * ars << shiftA), ars, acs, mc - direct, kc, MR, typeA, 1);
+          pack(packedA, blockA + (<isize>direct * ars << shiftA), ars, acs, mc - direct, kc, MR, typeA);
         }
         for (let q = 0; q < nc; q += NR) {
           const panelB = packedB + (<usize>(q * kc) << 2), wide = min(NR, nc - q);
@@ -162,7 +161,7 @@ function part(i: i32, rows: i32, j: i32, columns: i32): void {
               tile(kc, panelA, STEP_A, panelB, STEP_B, edge, NR);
             }
             const at = c + <usize>(i0 + r) * ldc + (<usize>(j0 + q) << 3);
-            addTile(at, ldc, edge, high, wide, upper ? ahead : -MR, lower ? ahead : NR);
+            addTile(at, ldc, edge, sign, high, wide, upper ? ahead : -MR, lower ? ahead : NR);
           }
         }
       }

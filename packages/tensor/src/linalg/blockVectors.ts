@@ -24,20 +24,36 @@ export function storeBlock(y: Matrix, basis: Matrix, d: number): void {
   }
 }
 
-/** Takes the first d rows of the basis out of the columns of y, twice by default; returns the coefficients `[d, b]`. */
-export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Workspace, passes = 2): Float64Array {
+/** What must be left of vectors for one pass to have made them orthogonal to all but two digits. */
+const PLENTY = 1e-2;
+
+/**
+ * Takes the first d rows of the basis out of the columns of y; returns the coefficients `[d, b]`. Twice, or with `twice` false only
+ * when little is left after once.
+ */
+export function orthogonalise(y: Matrix, basis: Matrix, d: number, workspace: Workspace, twice = true): Float64Array {
   const sum = new Float64Array(d * y.cols);
   if (d === 0) return sum;
   const v = viewOf(basis, 0, 0, d);
   const c = workspace.matrix(d, y.cols);
-  for (let pass = 0; pass < passes; pass++) {
+  const before = twice ? undefined : columnSquares(y);
+  for (let pass = 0; pass < 2; pass++) {
     c.data.fill(0);
     workspace.multiply(viewOf(c), v, viewOf(y));
     workspace.multiply(viewOf(y), transposed(v), viewOf(c), { sign: -1 });
     for (let i = 0; i < sum.length; i++) sum[i] = sum[i]! + c.data[i]!;
+    if (before && columnSquares(y).every((square, j) => square > PLENTY ** 2 * before[j]!)) break;
   }
   workspace.free(c);
   return sum;
+}
+
+function columnSquares({ cols: b, data }: Matrix): Float64Array {
+  const sums = new Float64Array(b);
+  for (let i = 0; i < data.length; i += b) {
+    for (let j = 0; j < b; j++) sums[j] = sums[j]! + data[i + j]! ** 2;
+  }
+  return sums;
 }
 
 /** Vectors whose size falls below this share of the block's are what rounding left of nothing. */

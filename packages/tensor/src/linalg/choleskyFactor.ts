@@ -45,7 +45,11 @@ export function* choleskyFactor(
     }
     const l = viewOf(g, k + size, k, below, size);
     workspace.multiply(l, viewOf(panel, 0, 0, below, size), transposed(viewOf(inverses, k, 0, size, size)));
-    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), { sign: -1, only: 'lower', single });
+    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), {
+      sign: -1,
+      only: 'lower',
+      single,
+    });
   }
   workspace.free(panel);
   if (definite) return { l: g, inverses };

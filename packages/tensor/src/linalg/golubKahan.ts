@@ -44,7 +44,7 @@ export interface KrylovOptions {
   relativeTo: 'own' | 'largest';
   /** Blocks at most. */
   patience: number;
-  /** The operator is exact to float32 only: blocks are made orthogonal to the bases once rather than twice. */
+  /** The operator is exact to float32 only: blocks are made orthogonal to the bases once rather than twice where that will do. */
   single?: boolean;
   /** A look at the values after so many blocks: true gives up. */
   look?: { blocks: number; leave(seen: Ritz): boolean };
@@ -71,9 +71,9 @@ export interface KrylovSpace extends Ritz {
 /** The largest triplets of an operator. Throws `no-convergence` only where a block of vectors cannot be made orthonormal. */
 export function* golubKahan(operator: Operator, options: KrylovOptions, workspace: Workspace): Steps<KrylovSpace> {
   const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block, single = false } = options;
-  const bases = new Bases(operator, block, most, single ? 1 : 2, workspace);
+  const bases = new Bases(operator, block, most, !single, workspace);
   const kept = wanted + spare;
-  let next = Math.max(kept, 2 * wanted);
+  let next = Math.max(kept, 2 * wanted - block);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {
     yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };
@@ -152,7 +152,7 @@ class Bases {
     private readonly operator: Operator,
     private readonly block: number,
     most: number,
-    private readonly passes: number,
+    private readonly twice: boolean,
     private readonly workspace: Workspace,
   ) {
     const { rows, cols } = operator;
@@ -175,7 +175,7 @@ class Bases {
     image.data.fill(0);
     operator.times(image, next);
     let scale = norm(image.data, 0, image.data.length);
-    const above = orthogonalise(image, this.u, d, workspace, this.passes);
+    const above = orthogonalise(image, this.u, d, workspace, this.twice);
     const r = orthonormalise(image, this.u, d, scale, this.random, workspace);
     for (let j = 0; j < block; j++) {
       for (let i = 0; i < d; i++) c.data[i * c.cols + d + j] = above[i * block + j]!;
@@ -186,7 +186,7 @@ class Bases {
     next.data.fill(0);
     operator.transposedTimes(next, image);
     scale = norm(next.data, 0, next.data.length);
-    orthogonalise(next, this.v, this.dimension, workspace, this.passes);
+    orthogonalise(next, this.v, this.dimension, workspace, this.twice);
     this.factor = orthonormalise(next, this.v, this.dimension, scale, this.random, workspace);
   }
 

@@ -41,14 +41,14 @@ const MOST_SHIFTS = 2;
  * Rows from which a Gram matrix in float32 pays, and how much longer they must be for one: the smallest singular value of a matrix of
  * independent entries is then more than a twentieth of the largest.
  */
-const [SINGLE, WIDE] = [768, 1.25];
+const [SINGLE, WIDE] = [1024, 1.25];
 /** What its rounding leaves of the triplets' residuals, to begin with, and to end with after so many corrections. */
 const SINGLE_TOLERANCE = 1e-6;
 const [REFINED, ACCEPTED, MOST_CORRECTIONS] = [4e-10, 1e-9, 3];
 /** Residual, of the inverse's triplet, up to which an eigenvector beyond the subspace serves the correction. */
 const KNOWN = 2e-4;
-/** Norms of rows of which single precision can hold the squares, and eigenvalues that stand out of what underflows. */
-const [SMALLEST, LARGEST] = [1e-20, 1e15];
+/** Rows of a matrix that tell whether it is one for float32, and the least shift that stands out of what underflows there. */
+const [SAMPLE, SMALLEST] = [256, 1e-25];
 
 /** The minor triplets, with `guards` more than asked for before them. */
 export interface Minor {
@@ -72,11 +72,20 @@ function mostVectors(r: number): number {
   return Math.ceil((4 * (r + GUARDS) + 208) / BLOCK) * BLOCK;
 }
 
-/**
- * The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. Square matrices
- * take LU from `luFrom` rows on.
- */
-export function* minorTriplets(b: View, r: number, workspace: Workspace, luFrom = LU): Steps<Minor | undefined> {
+export interface MinorOptions {
+  /** Rows from which square matrices take LU. */
+  luFrom?: number;
+  /** Rows from which wide matrices take a Gram matrix in float32 first. */
+  singleFrom?: number;
+}
+
+/** The r smallest triplets of b `[k, n]`; undefined when the matrix is too close to a singular one for its Gram matrix. */
+export function* minorTriplets(
+  b: View,
+  r: number,
+  workspace: Workspace,
+  { luFrom = LU, singleFrom = SINGLE }: MinorOptions = {},
+): Steps<Minor | undefined> {
   const wanted = r + GUARDS;
   const search = new Search(wanted, Math.min(mostVectors(r), b.rows - BLOCK), workspace);
   const byLu = b.rows === b.cols && b.rows >= luFrom;
@@ -84,7 +93,7 @@ export function* minorTriplets(b: View, r: number, workspace: Workspace, luFrom 
     const found = yield* search.byLu(b);
     if (found) return found;
   }
-  if (b.rows >= SINGLE && b.cols >= WIDE * b.rows) {
+  if (b.rows >= singleFrom && b.cols >= WIDE * b.rows && (yield* isFarFromSingular(b, workspace))) {
     const found = yield* search.byCholesky(b, true);
     if (found) return found;
   }
@@ -112,7 +121,7 @@ class Search {
       block: BLOCK,
       ...(single ? { tolerance: SINGLE_TOLERANCE, spare: wanted } : { tolerance: TOLERANCE }),
       relativeTo: 'own' as const,
-      patience: 60 + wanted,
+      patience: single ? Math.ceil(most / BLOCK) : 60 + wanted,
       look: { blocks: LOOK, leave },
     };
     return golubKahan({ rows: k, cols: k, ...inverse }, options, workspace);
@@ -147,8 +156,8 @@ class Search {
     const diagonal = Float64Array.from({ length: k }, (_, i) => gram.data[i * gram.cols + i]!);
     const size = Math.sqrt(diagonal.reduce((x, y) => Math.max(x, y), 0));
     const trace = diagonal.reduce((x, y) => x + y, 0);
-    let shift = guessShift(gram, trace);
-    if (single && !(shift > SMALLEST && size < LARGEST)) {
+    let shift = guessShift(gram, k);
+    if (single && shift === 0) {
       workspace.free(gram);
       return undefined;
     }
@@ -176,11 +185,7 @@ class Search {
         if (attempt < MOST_SHIFTS && isFarFromZero(seen, shift > 0 ? 0.75 : 0.2)) better = shiftOf(seen, -delta, trace);
         if (better > shift) return true;
         mirror(gram, 'lower', workspace);
-        settled = viewOf(gram, 0, 0, k, k);
-        if (single) {
-          const [shape, data] = [[k, gram.cols], new Float32Array(gram.data)];
-          settled = { ...workspace.load({ dtype: 'f32', shape, data }), cols: k };
-        }
+        settled = { ...(single ? workspace.rounded(gram) : viewOf(gram)), cols: k };
         return false;
       };
       const inverse = inverseOfRoot(factor, () => settled, workspace);
@@ -325,14 +330,30 @@ function shiftOf({ s, residuals }: Ritz, now: number, trace: number): number {
 /**
  * A shift below where the eigenvalues of a matrix of independent entries begin (Marchenko & Pastur 1967), told by the mean and the
  * mean square of the eigenvalues: 0 when those spread too widely. Weights have tails, which make the guess lower than need be; when it is
- * too high the factorisation fails, and is made again.
+ * too high the factorisation fails, and is made again. The Gram matrix may be that of a sample of the k rows.
  */
-function guessShift(gram: Matrix, trace: number): number {
-  const { rows: k, cols: step, data } = gram;
-  let squares = 0;
-  for (let i = 0; i < k; i++) {
-    squares += 2 * dot(data, i * step, i * step, i) + data[i * step + i]! ** 2;
+function guessShift(gram: Matrix, k: number): number {
+  const { rows, cols: step, data } = gram;
+  let [trace, squares, products] = [0, 0, 0];
+  for (let i = 0; i < rows; i++) {
+    const own = data[i * step + i]!;
+    trace += own;
+    squares += own ** 2;
+    products += 2 * dot(data, i * step, i * step, i);
   }
-  const ratio = (k * squares) / trace ** 2 - 1;
-  return ratio >= 0 && ratio < 0.8 ? 0.985 * (trace / k) * (1 - Math.sqrt(ratio)) ** 2 : 0;
+  const mean = trace / rows;
+  // the variance of the eigenvalues over the square of their mean
+  const pairs = rows > 1 ? (products / rows / (rows - 1)) * (k - 1) : 0;
+  const ratio = (squares / rows + pairs) / mean ** 2 - 1;
+  return ratio >= 0 && ratio < 0.8 ? 0.985 * mean * (1 - Math.sqrt(ratio)) ** 2 : 0;
+}
+
+/** Whether the smallest singular values seem to be far enough from zero, compared with the largest, for a Gram matrix in float32. */
+function* isFarFromSingular(b: View, workspace: Workspace): Steps<boolean> {
+  const rows = Math.min(SAMPLE, b.rows);
+  const sample: View = { ...b, rows, rowStride: b.rowStride * Math.floor(b.rows / rows) };
+  const gram = yield* part(gramMatrix(sample, workspace, { single: true }), 0, 0.01);
+  const shift = guessShift(gram, b.rows);
+  workspace.free(gram);
+  return shift > SMALLEST;
 }

@@ -53,6 +53,8 @@ export interface Workspace {
   matrix(rows: number, cols: number, zero?: boolean): Matrix;
   /** A matrix in its own type; shares memory with `host` where it can. Only `multiply` takes other types than f64. */
   load(host: HostTensor): View;
+  /** A copy of a matrix for `multiply`, in float32 if that takes less memory here. */
+  rounded(m: Matrix): View;
   /** Gives memory back before `close`. */
   free(m: { data: HostArray }): void;
   /** Gives back all that is left. */
@@ -89,6 +91,10 @@ export class HostWorkspace implements Workspace {
     const [rows, cols] = shape as [number, number];
     const values = convertHost(data, dtype, 'f64', shape);
     return { dtype: 'f64', data: values, at: 0, rows, cols, rowStride: cols, colStride: 1 };
+  }
+
+  rounded(m: Matrix): View {
+    return viewOf({ ...m, data: Float64Array.from(m.data, Math.fround) });
   }
 
   free(): void {

@@ -54,6 +54,12 @@ export class WasmWorkspace implements Workspace {
     return { dtype, data: copy, at: 0, rows, cols, rowStride: cols, colStride: 1 };
   }
 
+  rounded({ rows, cols, data }: Matrix): View {
+    const copy = this.array('f32', rows * cols);
+    copy.set(data);
+    return { dtype: 'f32', data: copy, at: 0, rows, cols, rowStride: cols, colStride: 1 };
+  }
+
   private array(dtype: DType, length: number): HostArray {
     const at = this.memory.alloc(length * bytesPerElement(dtype));
     this.live.add(at);
