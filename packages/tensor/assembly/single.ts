@@ -6,9 +6,11 @@ import { int, ptr, scratch } from './control';
 import { F64, STRIP, shiftOf } from './dense';
 import { BF16, F32, MR, NR, STEP_A, STEP_B, half, tile, tileRows } from './gemm';
 
-const MC: i32 = 96; // rows of A packed at once: MC·KC·4 = 240 KiB, in the level-2 cache
-const KC: i32 = 640; // depth of a block, which limits the rounding
+const MC: i32 = 192; // rows of A packed at once: MC·KC·4 = 240 KiB, in the level-2 cache
+const KC: i32 = 320; // depth of a block, which limits the rounding
 const NC: i32 = 1024; // columns of B packed at once: 1.25 MiB; all of it fits into the scratch of dense.ts
+const NARROW: i32 = 64; // columns up to which packing A does not pay
+const DEEP: i32 = 2048; // depth of a block then: rows are read in long pieces, or memory is waited for
 
 // @ts-ignore: decorator
 @inline
@@ -127,14 +129,33 @@ function addTile(c: usize, ldc: usize, from: usize, sign: f64, high: i32, wide: 
   }
 }
 
-function part(i: i32, rows: i32, j: i32, columns: i32): void {
+/** Rows i … of a narrow C from rows of A in place. */
+function inPlace(i: i32, rows: i32): void {
+  const c = ptr(0), ldc = <usize>int(1) << 3, n = int(3), k = int(4), sign: f64 = int(13) ? -1 : 1;
+  const a = ptr(5), ars = <isize>int(6), b = ptr(9), brs = <isize>int(10), bcs = <isize>int(11), typeB = int(12);
+  const packedB = scratch(), packedA = packedB + (<usize>(NARROW * DEEP) << 2), edge = packedA + (<usize>(MR * DEEP) << 2);
+  for (let k0 = 0; k0 < k; k0 += DEEP) {
+    const kc = min(DEEP, k - k0);
+    pack(packedB, b + (<isize>k0 * brs << shiftOf(typeB)), bcs, brs, n, kc, NR, typeB);
+    for (let r = i; r < i + rows; r += MR) {
+      const high = min(MR, i + rows - r), row = a + ((<isize>r * ars + <isize>k0) << 2);
+      if (high < MR) pack(packedA, row, ars, 1, high, kc, MR, F32);
+      for (let q = 0; q < n; q += NR) {
+        const panel = packedB + (<usize>(q * kc) << 2);
+        if (high < MR) tile(kc, packedA, STEP_A, panel, STEP_B, edge, NR);
+        else tileRows(kc, row, ars, panel, STEP_B, edge, NR);
+        addTile(c + <usize>r * ldc + (<usize>q << 3), ldc, edge, sign, high, min(NR, n - q), -MR, NR);
+      }
+    }
+  }
+}
+
+function packed(i: i32, rows: i32, j: i32, columns: i32): void {
   const c = ptr(0), ldc = <usize>int(1) << 3, k = int(4), lower = int(14) == 2, upper = int(14) == 3;
   const a = ptr(5), ars = <isize>int(6), acs = <isize>int(7), typeA = int(8), shiftA = shiftOf(typeA);
   const b = ptr(9), brs = <isize>int(10), bcs = <isize>int(11), typeB = int(12), shiftB = shiftOf(typeB);
   const packedA = scratch(), packedB = packedA + (<usize>(MC * KC) << 2), edge = packedB + (<usize>(NC * KC) << 2);
   const sign: f64 = int(13) ? -1 : 1;
-  // a narrow B is not worth packing A
-  const inPlace = typeA == F32 && acs == 1 && int(3) <= 8 * NR && !lower && !upper;
   for (let j0 = j; j0 < j + columns; j0 += NC) {
     const nc = min(NC, j + columns - j0);
     const start = lower ? max(i, j0 / MR * MR) : i, stop = upper ? min(i + rows, j0 + nc) : i + rows;
@@ -143,23 +164,13 @@ function part(i: i32, rows: i32, j: i32, columns: i32): void {
       pack(packedB, b + ((<isize>k0 * brs + <isize>j0 * bcs) << shiftB), bcs, brs, nc, kc, NR, typeB);
       for (let i0 = start; i0 < stop; i0 += MC) {
         const mc = min(MC, stop - i0);
-        const direct = inPlace ? mc - (mc % MR) : 0;
-        const blockA = a + ((<isize>i0 * ars + <isize>k0 * acs) << shiftA);
-        if (direct < mc) {
-          pack(packedA, blockA + (<isize>direct * ars << shiftA), ars, acs, mc - direct, kc, MR, typeA);
-        }
+        pack(packedA, a + ((<isize>i0 * ars + <isize>k0 * acs) << shiftA), ars, acs, mc, kc, MR, typeA);
         for (let q = 0; q < nc; q += NR) {
-          const panelB = packedB + (<usize>(q * kc) << 2), wide = min(NR, nc - q);
+          const wide = min(NR, nc - q);
           for (let r = 0; r < mc; r += MR) {
             const high = min(MR, mc - r), ahead = i0 + r - (j0 + q);
             if (lower && ahead + high <= 0 || upper && ahead >= wide) continue;
-            if (r < direct) {
-              const row = blockA + (<usize>(<isize>r * ars) << 2);
-              tileRows(kc, row, ars, panelB, STEP_B, edge, NR);
-            } else {
-              const panelA = packedA + (<usize>((r - direct) * kc) << 2);
-              tile(kc, panelA, STEP_A, panelB, STEP_B, edge, NR);
-            }
+            tile(kc, packedA + (<usize>(r * kc) << 2), STEP_A, packedB + (<usize>(q * kc) << 2), STEP_B, edge, NR);
             const at = c + <usize>(i0 + r) * ldc + (<usize>(j0 + q) << 3);
             addTile(at, ldc, edge, sign, high, wide, upper ? ahead : -MR, lower ? ahead : NR);
           }
@@ -172,9 +183,13 @@ function part(i: i32, rows: i32, j: i32, columns: i32): void {
 /** C ← C ± A·B. Slots and tasks are those of `multiply` in dense.ts, but for strips of 8 columns. */
 export function multiplySingle(begin: i32, end: i32): void {
   const m = int(2), n = int(3), cut = int(14);
-  if (cut == 0) return part(0, m, begin * NR, min(n, end * NR) - begin * NR);
-  if (cut == 1) return part(begin * MR, min(m, end * MR) - begin * MR, 0, n);
+  if (cut == 0) return packed(0, m, begin * NR, min(n, end * NR) - begin * NR);
+  if (cut == 1) {
+    const i = begin * MR, rows = min(m, end * MR) - i;
+    if (int(8) == F32 && int(7) == 1 && n <= NARROW) return inPlace(i, rows);
+    return packed(i, rows, 0, n);
+  }
   const strips = int(15), mirrored = max(strips - end, end);
-  part(0, m, begin * STRIP, min(n, end * STRIP) - begin * STRIP);
-  if (mirrored < strips - begin) part(0, m, mirrored * STRIP, min(n, (strips - begin) * STRIP) - mirrored * STRIP);
+  packed(0, m, begin * STRIP, min(n, end * STRIP) - begin * STRIP);
+  if (mirrored < strips - begin) packed(0, m, mirrored * STRIP, min(n, (strips - begin) * STRIP) - mirrored * STRIP);
 }

@@ -132,8 +132,8 @@ function predict(
   // a digit in six blocks, until it is known
   const slope = last ? Math.log(last.worst / worst) / (d - last.dimension) : Math.LN10 / (6 * block);
   const more = slope > 0 ? Math.log(worst / tolerance) / slope : 4 * block;
-  // less, since convergence speeds up
-  return Math.max(block, Math.ceil((0.6 * more) / block) * block);
+  // less, since convergence speeds up; but a look costs about as much as a block
+  return Math.max(2 * block, Math.ceil((0.6 * more) / block) * block);
 }
 
 /** The two bases, as rows, and C with Op·V = U·C. */
