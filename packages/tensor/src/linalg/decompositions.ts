@@ -24,7 +24,7 @@ import { DECOMPOSABLE, transposed, type View, type Workspace } from './workspace
 export type MatrixInput = Tensor | HostTensor;
 
 /** Changes when results may: part of the key of cached ones. */
-const VERSION = 1;
+const VERSION = 2;
 /** Residual that is acceptable unless the caller says otherwise. */
 const TOLERANCE = 1e-7;
 /** What a matrix is called unless the caller says otherwise. */

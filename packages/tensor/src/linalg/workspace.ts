@@ -44,7 +44,7 @@ export interface MultiplyOptions {
   sign?: 1 | -1;
   /** Only entries of one triangle of a square result, the diagonal included; what stands in the other is left alone. */
   only?: 'lower' | 'upper';
-  /** Float32 is good enough: operands are rounded to it, and may be summed up in it over a few hundred products. */
+  /** Float32 is good enough: operands are rounded to it, and may be summed up in it over a few thousand products. */
   single?: boolean;
 }
 
