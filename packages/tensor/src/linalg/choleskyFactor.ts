@@ -1,5 +1,5 @@
 /**
- * G + δI = L Lᵀ for a symmetric positive definite G, blocked and in place.
+ * G + δI = L Lᵀ for a symmetric positive definite G, blocked and in place. What is left of G is read and written once for two blocks.
  *
  * Source: Golub & Van Loan, Matrix Computations (4th ed.), §4.2.5.
  */
@@ -31,25 +31,33 @@ export function* choleskyFactor(
   const inverses = workspace.matrix(n, BLOCK);
   const panel = workspace.matrix(n, BLOCK);
   let definite = true;
+  let done = 0; // columns whose product is in what lies right and below
   for (let k = 0; k < n && definite; k += BLOCK) {
     yield { stage: 'cholesky', done: 1 - (1 - k / n) ** 3 };
     const size = Math.min(BLOCK, n - k);
+    const rest = n - k - size;
+    // this block's columns, less the product of the one before it
+    const [own, others] = [viewOf(g, k, done, size, k - done), viewOf(g, k + size, done, rest, k - done)];
+    workspace.multiply(viewOf(g, k, k, size, size), own, transposed(own), { sign: -1, only: 'lower', single });
+    workspace.multiply(viewOf(g, k + size, k, rest, size), others, transposed(own), { sign: -1, single });
     definite = factoriseBlock(g, k, size) && invertBlock(g, k, size, inverses);
-    const below = n - k - size;
-    if (!definite || below === 0) continue;
+    if (!definite || rest === 0) continue;
     // the panel below: L = A·L_kk⁻ᵀ
-    for (let i = 0; i < below; i++) {
+    for (let i = 0; i < rest; i++) {
       const row = (k + size + i) * step + k;
       panel.data.set(g.data.subarray(row, row + size), i * BLOCK);
       g.data.fill(0, row, row + size);
     }
-    const l = viewOf(g, k + size, k, below, size);
-    workspace.multiply(l, viewOf(panel, 0, 0, below, size), transposed(viewOf(inverses, k, 0, size, size)));
-    workspace.multiply(viewOf(g, k + size, k + size, below, below), l, transposed(l), {
+    const l = viewOf(g, k + size, k, rest, size);
+    workspace.multiply(l, viewOf(panel, 0, 0, rest, size), transposed(viewOf(inverses, k, 0, size, size)));
+    if (done === k && rest > BLOCK) continue;
+    const ready = viewOf(g, k + size, done, rest, k + size - done);
+    workspace.multiply(viewOf(g, k + size, k + size, rest, rest), ready, transposed(ready), {
       sign: -1,
       only: 'lower',
       single,
     });
+    done = k + size;
   }
   workspace.free(panel);
   if (definite) return { l: g, inverses };

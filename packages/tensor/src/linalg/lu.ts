@@ -2,7 +2,7 @@
  * P B = L U with partial pivoting: half the work of a Gram matrix and its Cholesky factor, and the condition is not squared.
  *
  * Columns are factorised in panels, which are copied out of the matrix, and a panel in halves down to a few columns; the rest is
- * products.
+ * products. What is left of the matrix is read and written once for two panels.
  *
  * Source: Golub & Van Loan, Matrix Computations (4th ed.), §3.4; Toledo, Locality of reference in LU decomposition with partial
  * pivoting (1997).
@@ -36,10 +36,14 @@ export function* luFactor(b: Matrix, least: number, workspace: Workspace): Steps
   const rows = Int32Array.from({ length: n }, (_, i) => i);
   const inversesL = workspace.matrix(n, BLOCK);
   const copy = workspace.matrix(n, BLOCK);
+  let done = 0; // rows and columns that are in what lies right and below
   for (let k = 0; k < n; k += BLOCK) {
     yield { stage: 'lu', done: 0.95 * (1 - (1 - k / n) ** 3) };
     const size = Math.min(BLOCK, n - k);
     const panel: Matrix = { rows: n - k, cols: BLOCK, data: copy.data };
+    // the panel, less the product of the one before it
+    const [left, up] = [viewOf(b, k, done, n - k, k - done), viewOf(b, done, k, k - done, size)];
+    workspace.multiply(viewOf(b, k, k, n - k, size), left, up, { sign: -1 });
     copyPanel(b, k, size, panel, 'out');
     const pivots = new Int32Array(size);
     factoriseColumns(panel, 0, size, pivots, least, workspace);
@@ -51,8 +55,11 @@ export function* luFactor(b: Matrix, least: number, workspace: Workspace): Steps
     invertBlock(b, k, size, inversesL, true);
     const right = n - k - size;
     if (right === 0) break;
-    // U₁₂ = L₁₁⁻¹ A₁₂, then A₂₂ − L₂₁ U₁₂
+    // U₁₂ = L₁₁⁻¹ A₁₂, and A₂₂ − L₂₁ U₁₂ after every second panel
     const above = viewOf(b, k, k + size, size, right);
+    workspace.multiply(above, viewOf(b, k, done, size, k - done), viewOf(b, done, k + size, k - done, right), {
+      sign: -1,
+    });
     const before = workspace.matrix(size, right, false);
     for (let i = 0; i < size; i++) {
       const at = (k + i) * b.cols + k + size;
@@ -61,9 +68,11 @@ export function* luFactor(b: Matrix, least: number, workspace: Workspace): Steps
     }
     workspace.multiply(above, viewOf(inversesL, k, 0, size, size), viewOf(before));
     workspace.free(before);
-    workspace.multiply(viewOf(b, k + size, k + size, right, right), viewOf(b, k + size, k, right, size), above, {
-      sign: -1,
-    });
+    if (done === k && right > BLOCK) continue;
+    const ready = k + size - done;
+    const [below, beside] = [viewOf(b, k + size, done, right, ready), viewOf(b, done, k + size, ready, right)];
+    workspace.multiply(viewOf(b, k + size, k + size, right, right), below, beside, { sign: -1 });
+    done = k + size;
   }
   workspace.free(copy);
   const ul = workspace.matrix(n, b.cols, false);
