@@ -73,7 +73,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
   const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block, single = false } = options;
   const bases = new Bases(operator, block, most, !single, workspace);
   const kept = wanted + spare;
-  let next = Math.max(kept, 2 * wanted - block);
+  let next = Math.max(kept, 2 * wanted);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {
     yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };

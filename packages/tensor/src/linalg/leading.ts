@@ -54,7 +54,8 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
   const wanted = r + GUARDS;
   const { block, most } = sizes(r);
   const options = {
-    wanted,
+    // to few digits the gap is not told anyway
+    wanted: single ? r : wanted,
     block,
     most,
     tolerance,
