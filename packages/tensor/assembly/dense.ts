@@ -18,7 +18,7 @@ const NC: i32 = 1024; // columns of B packed at once: 2.5 MiB
 export const F64: i32 = 4;
 export const STRIP: i32 = 16; // columns of a task of a lower triangle
 
-/** Scratch bytes of `product64`: one packed block of A, one of B, one tile. */
+/** Scratch bytes of `multiply`: one packed block of A, one of B, one tile. That of single.ts takes less. */
 export function denseScratch(): usize {
   return <usize>((MC + NC) * KC + MR * NR) << 3;
 }

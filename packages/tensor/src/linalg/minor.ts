@@ -42,8 +42,9 @@ const MOST_SHIFTS = 2;
  * independent entries is then more than a twentieth of the largest.
  */
 const [SINGLE, WIDE] = [1024, 1.25];
-/** What its rounding leaves of the triplets' residuals, to begin with, and to end with after so many corrections. */
+/** As `TOLERANCE`, for an inverse in float32. */
 const SINGLE_TOLERANCE = 1e-6;
+/** Residuals, relative to ‖B‖, that are not corrected any more, and that are acceptable after so many corrections. */
 const [REFINED, ACCEPTED, MOST_CORRECTIONS] = [4e-10, 1e-9, 3];
 /** Residual, of the inverse's triplet, up to which an eigenvector beyond the subspace serves the correction. */
 const KNOWN = 2e-4;

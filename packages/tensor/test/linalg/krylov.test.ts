@@ -457,7 +457,7 @@ function padded(a: Matrix, more: number, workspace: Workspace): Matrix {
 /** Sizes around those of a block of 96 and of the tiles. */
 const orders = fc.oneof(
   { arbitrary: fc.integer({ min: 1, max: 41 }), weight: 14 },
-  { arbitrary: fc.constantFrom(95, 96, 97, 98, 192, 193, 200), weight: 1 },
+  { arbitrary: fc.constantFrom(95, 96, 97, 98, 192, 193, 200, 289, 385), weight: 1 },
 );
 
 /** T x = right to rounding. */
