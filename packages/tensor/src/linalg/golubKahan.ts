@@ -46,6 +46,8 @@ export interface KrylovOptions {
   patience: number;
   /** The operator is exact to float32 only: blocks are made orthogonal to the bases once rather than twice where that will do. */
   single?: boolean;
+  /** A block costs far more than a look at the convergence, which is then not put off. */
+  eager?: boolean;
   /** A look at the values after so many blocks: true gives up. */
   look?: { blocks: number; leave(seen: Ritz): boolean };
 }
@@ -70,10 +72,21 @@ export interface KrylovSpace extends Ritz {
 
 /** The largest triplets of an operator. Throws `no-convergence` only where a block of vectors cannot be made orthonormal. */
 export function* golubKahan(operator: Operator, options: KrylovOptions, workspace: Workspace): Steps<KrylovSpace> {
-  const { wanted, block, most, tolerance, relativeTo, patience, look, spare = block, single = false } = options;
+  const {
+    wanted,
+    block,
+    most,
+    tolerance,
+    relativeTo,
+    patience,
+    look,
+    spare = block,
+    single = false,
+    eager = false,
+  } = options;
   const bases = new Bases(operator, block, most, !single, workspace);
   const kept = wanted + spare;
-  let next = Math.max(kept, 2 * wanted);
+  let next = eager ? wanted + 3 * block : Math.max(kept, 2 * wanted);
   let last: { dimension: number; worst: number } | undefined;
   for (let blocks = 1; ; blocks++) {
     yield { stage: 'krylov', done: Math.min(0.95, bases.dimension / (3 * wanted + 4 * block)) };
@@ -100,7 +113,7 @@ export function* golubKahan(operator: Operator, options: KrylovOptions, workspac
       };
     }
     if (worst < Infinity) {
-      next = d + Math.min(6 * block, predict(last, d, worst, tolerance, block));
+      next = d + Math.min(6 * block, predict(last, d, worst, tolerance, block, eager));
       last = { dimension: d, worst };
     }
     if (full) {
@@ -128,12 +141,13 @@ function predict(
   worst: number,
   tolerance: number,
   block: number,
+  eager: boolean,
 ): number {
   // a digit in six blocks, until it is known
   const slope = last ? Math.log(last.worst / worst) / (d - last.dimension) : Math.LN10 / (6 * block);
   const more = slope > 0 ? Math.log(worst / tolerance) / slope : 4 * block;
-  // less, since convergence speeds up; but a look costs about as much as a block
-  return Math.max(2 * block, Math.ceil((0.6 * more) / block) * block);
+  // less, since convergence speeds up; but a look may cost about as much as a block
+  return Math.max(eager ? block : 2 * block, Math.ceil((0.6 * more) / block) * block);
 }
 
 /** The two bases, as rows, and C with Op·V = U·C. */

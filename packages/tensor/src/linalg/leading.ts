@@ -13,6 +13,8 @@ const LOOSE = 1e-4;
 const ROUNDING = 2 ** -20;
 /** Share of s₁ from which the left vectors of a Krylov space are orthonormal enough. */
 const STEEP = 1e-2;
+/** Entries from which a block of products costs several times what the small decomposition does that tells how good it is. */
+const HUGE = 2 ** 25;
 /** Blocks multiplied at most. */
 const PATIENCE = 400;
 
@@ -62,6 +64,7 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
     relativeTo: 'largest' as const,
     patience: PATIENCE,
     single,
+    eager: single && b.rows * b.cols >= HUGE,
   };
   const space = yield* part(golubKahan(operator, options, workspace), 0, 0.9);
   const y = space.rightVectors(wanted);
