@@ -41,12 +41,15 @@ def svdvals():
 
 
 def measure(run):
-    """Median seconds and what it returned: of one call for large matrices, else of several after a warm-up."""
-    large = min(rows, cols) >= 4096
-    result = None if large else run()
+    """Median seconds and what it returned: of one call that takes more than two seconds, else of several after a warm-up."""
+    begin = time.perf_counter()
+    result = run()
+    first = time.perf_counter() - begin
+    if first > 2:
+        return first, result
     times = []
     begin = time.perf_counter()
-    while not times or not large and (len(times) < 3 or time.perf_counter() - begin < job["seconds"]):
+    while len(times) < 3 or time.perf_counter() - begin < job["seconds"]:
         del result
         start = time.perf_counter()
         result = run()

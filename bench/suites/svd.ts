@@ -18,8 +18,10 @@ import { medianSeconds } from './timing.js';
 const RANK = 64;
 /** Longest shorter side of the matrices that are decomposed whole, and whole by packages of one thread. */
 const [WHOLE, WHOLE_BY_PEERS] = [1024, 512];
-/** Shorter side from which a decomposition is timed once; by default PyTorch takes smaller ones only. */
+/** Shorter side from which PyTorch decomposes a matrix only when it is named. */
 const LARGE = 4096;
+/** Seconds from which a decomposition is timed once. */
+const LONG = 2;
 
 type Kind = 'minor' | 'leading' | 'full' | 'values';
 
@@ -104,7 +106,7 @@ async function measureOne(
   await run[kind]();
   const first = (performance.now() - start) / 1000;
   const { peakBytes } = backend.memory();
-  const time = Math.min(...a.shape) >= LARGE ? first : await medianSeconds(run[kind], seconds, first);
+  const time = first > LONG ? first : await medianSeconds(run[kind], seconds, first);
 
   const name = [kind, ...(kind === 'minor' || kind === 'leading' ? [`r=${r}`] : []), a.shape.join('x')];
   if (tolerance !== undefined) name.push('as exact as svd_lowrank');
