@@ -68,12 +68,11 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
   };
   const space = yield* part(golubKahan(operator, options, workspace), 0, 0.9);
   const y = space.rightVectors(wanted);
-  const x = space.leftVectors(wanted);
+  // both sides are as good as they need be
+  const x = single && space.s[wanted - 1]! >= STEEP * space.s[0]! ? space.leftVectors(wanted) : undefined;
   space.free();
   try {
-    if (!single || space.s[wanted - 1]! < STEEP * space.s[0]!) {
-      return yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
-    }
+    if (!x) return yield* part(rayleighRitz(b, y, workspace), 0.9, 1);
     // the method's own residuals are those of the matrix up to the rounding of its products
     yield { stage: 'certificate', done: 0.9 };
     const residuals = space.residuals.slice(0, wanted).map((size) => size + ROUNDING * space.s[0]!);
@@ -81,6 +80,7 @@ export function* leadingTriplets(b: View, r: number, tolerance: number, workspac
     const vt = { ...x, data: x.data.slice() };
     return { u: transposeMatrix(y), s: space.s.slice(0, wanted), vt, residuals, orthogonality };
   } finally {
-    for (const m of [x, y]) workspace.free(m);
+    workspace.free(y);
+    if (x) workspace.free(x);
   }
 }

@@ -293,7 +293,7 @@ function inverseOf(f: LuFactor, workspace: Workspace): Omit<Operator, 'rows' | '
   };
 }
 
-/** L⁻¹, where L Lᵀ is the Gram matrix. L and Lᵀ are read from both sides of the diagonal of `settled` once there is one. */
+/** L⁻¹, where L Lᵀ is the Gram matrix, whatever the results hold before. L and Lᵀ are read from both sides of the diagonal of `settled` once there is one. */
 function inverseOfRoot(
   { l, inverses }: CholeskyFactor,
   settled: () => View | undefined,

@@ -25,7 +25,7 @@ const MOST = 16;
 /** An inverse T `[k, k]` of G − μI, up to rounding. */
 export interface NearInverse {
   shift: number;
-  /** out ← T x, for columns x `[k, b]`; out is zero before. */
+  /** out ← T x, for columns x `[k, b]`, whatever out holds. */
   times(out: Matrix, x: Matrix): void;
   /** Rows: orthonormal eigenvectors, those of the subspace first, and about their eigenvalues, of T, descending. */
   vectors: Matrix;
@@ -101,7 +101,6 @@ function* chebyshev(
     yield { stage: 'refinement', done: n / steps };
     for (let i = 0; i < y.data.length; i++) y.data[i] = y.data[i]! + step.data[i]!;
     if (n === steps) break;
-    image.data.fill(0);
     inverse.times(image, step);
     orthogonalise(image, basis, basis.rows, workspace);
     for (let t = 0; t < d; t++) {

@@ -23,6 +23,7 @@ import {
   difference,
   frobenius,
   gaussian,
+  inWorkspace,
   numbers,
   orthogonalityError,
   residualOf,
@@ -41,17 +42,7 @@ const host = new HostWorkspace();
 const seeds = fc.integer({ min: 0, max: 2 ** 40 });
 const copy = (a: Matrix): Matrix => ({ ...a, data: a.data.slice() });
 
-/** Runs in wasm memory, none of which may be left but what the result holds, which `done` copies and frees. */
-function inWasm<T>(run: (workspace: Workspace) => T): T {
-  const before = wasm.memory().liveBytes;
-  const workspace = wasm.workspace();
-  try {
-    return run(workspace);
-  } finally {
-    workspace.close();
-    expect(wasm.memory().liveBytes).toBe(before);
-  }
-}
+const inWasm = <T>(run: (workspace: Workspace) => T): T => inWorkspace(wasm, run);
 
 const loaded = (a: Matrix, workspace: Workspace): Matrix => {
   const out = workspace.matrix(a.rows, a.cols);

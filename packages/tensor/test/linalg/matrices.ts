@@ -1,12 +1,26 @@
 /** Matrices with known spectra, and what is measured on decompositions of them. */
+import { expect } from 'vitest';
+import type { WasmBackend } from '../../src/backends/wasm/index.js';
 import { convertHost, type DType } from '../../src/dtype.js';
 import type { HostTensor } from '../../src/host.js';
 import { multiplyMatrices, norm, transposeMatrix, zeroMatrix, type Matrix } from '../../src/linalg/matrix.js';
 import { qr } from '../../src/linalg/qr.js';
 import { runNow } from '../../src/linalg/steps.js';
 import { jacobiSvd, type Svd } from '../../src/linalg/svd.js';
-import { HostWorkspace } from '../../src/linalg/workspace.js';
+import { HostWorkspace, type Workspace } from '../../src/linalg/workspace.js';
 import { Philox } from '../../src/random.js';
+
+/** Runs in wasm memory, none of which may be left but what the result holds, which the caller copies. */
+export function inWorkspace<T>(backend: WasmBackend, run: (workspace: Workspace) => T): T {
+  const before = backend.memory().liveBytes;
+  const workspace = backend.workspace();
+  try {
+    return run(workspace);
+  } finally {
+    workspace.close();
+    expect(backend.memory().liveBytes).toBe(before);
+  }
+}
 
 export const numbers = (length: number, of: (i: number) => number): number[] => Array.from({ length }, (_, i) => of(i));
 

@@ -8,23 +8,14 @@ import { minorTriplets, type Minor } from '../../src/linalg/minor.js';
 import type { Triplets } from '../../src/linalg/rayleighRitz.js';
 import { runNow } from '../../src/linalg/steps.js';
 import { HostWorkspace, transposed, type View, type Workspace } from '../../src/linalg/workspace.js';
-import { columns, fromHost, gaussian, numbers, orthogonalityError, reference, residualOf, sineBetween, toHost, withSpectrum } from './matrices.js'; // prettier-ignore
+import { columns, fromHost, gaussian, inWorkspace, numbers, orthogonalityError, reference, residualOf, sineBetween, toHost, withSpectrum } from './matrices.js'; // prettier-ignore
 
 const wasm = createWasmBackend({ threads: 1 });
 afterAll(() => wasm.close());
 
 /** Runs on the host or in wasm memory, none of which may be left. */
-function within<T>(where: 'host' | 'wasm', run: (workspace: Workspace) => T): T {
-  if (where === 'host') return run(new HostWorkspace());
-  const before = wasm.memory().liveBytes;
-  const workspace = wasm.workspace();
-  try {
-    return run(workspace);
-  } finally {
-    workspace.close();
-    expect(wasm.memory().liveBytes).toBe(before);
-  }
-}
+const within = <T>(where: 'host' | 'wasm', run: (workspace: Workspace) => T): T =>
+  where === 'host' ? run(new HostWorkspace()) : inWorkspace(wasm, run);
 
 /** Scales every entry. */
 const times = (a: Matrix, factor: number): Matrix => ({ ...a, data: a.data.map((x) => x * factor) });

@@ -164,7 +164,7 @@ describe('multiply', () => {
     fc.assert(fc.property(products, expectProduct), { numRuns: 400 });
   });
 
-  // across blocks of 320 and 640 in depth, of 96 rows, of 1024 columns, and strips of 16
+  // across blocks of 320 in depth, of 96 and 192 rows, of 1024 columns, and strips of 16
   it.each([
     [200, 700, 333, undefined],
     [97, 321, 17, undefined],
@@ -185,6 +185,19 @@ describe('multiply', () => {
       }),
       { numRuns: 1 },
     );
+  });
+
+  // a narrow product in float32 reads such rows in place, 2048 of the depth at a time
+  it.each([
+    [13, 2100, 9],
+    [50, 2049, 33],
+    [200, 4100, 64],
+  ] as const)('[%i, %i] · [%i] of float32 rows, in float32', (rows, cols, n) => {
+    const [a, b] = [
+      { rows, cols, above: 1, left: 2, right: 1, transpose: false, dtype: 'f32' as const, seed: 1 },
+      { rows: cols, cols: n, above: 0, left: 1, right: 0, transpose: false, dtype: 'f64' as const, seed: 2 },
+    ];
+    expectProduct({ a, b, c: { above: 1, left: 0, right: 2 }, sign: -1, only: undefined, single: true });
   });
 
   it('adds up: a product in two halves of the depth at a block’s edge has the same bits', () => {
